@@ -1,0 +1,1 @@
+"""Text to shards: reading, cleaning, tokenising and encoding parallel corpora with Apache Beam."""
