@@ -8,7 +8,6 @@ Rows are in the order of `row_id` within a file, and files in the order of their
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def write_shard(path: Path, table: pa.Table, tokenizer_digest: str) -> None:
     table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(metadata)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
     pq.write_table(table, temporary, compression="zstd", store_schema=True)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def check_shard(path: Path, tokenizer_digest: str | None = None) -> int:
