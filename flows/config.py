@@ -29,15 +29,32 @@ RECIPES = Path(__file__).parent / "recipes"
 PROFILES = Path(__file__).parent.parent / "infra" / "profiles"
 T = TypeVar("T", bound=Table)
 _DEFINITION = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_CORPUS_PATHS = ("source", "target", "tsv")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but a key given twice is an error, and 1e-3 is a number as in YAML 1.2."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node. Raises ConstructorError naming a key that stands there twice."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key.value}` given twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 class PublishConfig(Table):
     """The gate. BLEU is on 0 to 100."""
 
     min_bleu: float = Field(default=0.0, ge=0.0, le=100.0)  # on the first test set
-    max_bleu_drop: float = Field(
-        default=0.0, ge=0.0
-    )  # against the live model; a drop beyond it and beyond chance blocks
+    max_bleu_drop: float = Field(default=0.0, ge=0.0)  # a drop against the live model beyond it and chance blocks
     p_value: float = Field(default=0.05, gt=0.0, lt=1.0)  # of the paired bootstrap test against the live model
 
 
@@ -74,13 +91,15 @@ class Profile(Table):
 def load_recipe(name_or_path: str, *, define: Mapping[str, str], overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe of a file, or of a name in `flows/recipes`, its corpora's paths made absolute.
 
-    `define` fills `${NAME}` in strings; `overrides` are `dotted.key=value` with YAML values, as of `--set`.
-    Raises InputError naming the file and the key that is wrong, with the remedy.
+    `define` fills `${NAME}` in strings; `overrides` are `dotted.key=value` with YAML values, as of `--set`. A corpus's
+    path is relative to the recipe's folder; one that begins with `${NAME}` comes from outside, so it is relative to the
+    current folder. Raises InputError naming the file and the key that is wrong, with the remedy.
     """
     path = _find(name_or_path, RECIPES, "recipe")
     tree = _read_yaml(path)
     for override in overrides:
         _apply(tree, override)
+    _anchor(tree.get("corpora"), define)
     tree = _defined(tree, define, str(path))
     recipe = _validated(Recipe, tree, str(path))
     return recipe.model_copy(update={"corpora": _resolved(recipe.corpora, path.parent)})
@@ -92,6 +111,29 @@ def load_profile(name_or_path: str | None) -> Profile:
         return Profile()
     path = _find(name_or_path, PROFILES, "profile")
     return _validated(Profile, _read_yaml(path), str(path))
+
+
+def load_table(model: type[T], name: str, overrides: Sequence[str]) -> T:
+    """Return one table of a recipe from the defaults and overrides like `name.key=value`, as of `--set`.
+
+    Raises InputError for an override of another table, an unknown key and an ill-typed value.
+    """
+    return _validated(model, table_overrides(name, overrides), "--set")
+
+
+def table_overrides(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what overrides like `name.key=value` say of one table. Raises InputError for one of another table."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _apply(tree, override)
+        if set(tree) != {name}:
+            raise InputError(
+                f"only keys of `{name}` can be set here",
+                where=f"--set {override}",
+                remedy=f"As in --set {name}.KEY=VALUE",
+            )
+    found: dict[str, Any] = tree.get(name, {})
+    return found
 
 
 def schema() -> dict[str, Any]:
@@ -111,9 +153,11 @@ def _find(name_or_path: str, folder: Path, kind: Literal["recipe", "profile"]) -
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"not YAML: {error}", where=str(path), remedy="Mend the file at that place") from error
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path), remedy="Look at its rights") from error
     if not isinstance(tree, dict):
         raise InputError("the file holds no table of keys", where=str(path), remedy="Start it with `name: ...`")
     return tree
@@ -132,9 +176,19 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise InputError(f"{table!r} is no table", where=f"--set {override}", remedy="See `seqloom schema`")
         tree = child
     try:
-        tree[last] = yaml.safe_load(value)
+        tree[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"not a YAML value: {error}", where=f"--set {override}", remedy="Quote the value") from error
+
+
+def _anchor(corpora: Any, define: Mapping[str, str]) -> None:
+    """Make absolute what a definition gives for the beginning of a corpus's path."""
+    splits = corpora.values() if isinstance(corpora, dict) else ()
+    for corpus in [corpus for split in splits if isinstance(split, list) for corpus in split]:
+        for key in _CORPUS_PATHS if isinstance(corpus, dict) else ():
+            begins = _DEFINITION.match(path) if isinstance(path := corpus.get(key), str) else None
+            if begins is not None and begins.group(1) in define:
+                corpus[key] = str(Path(define[begins.group(1)]).absolute()) + path[begins.end() :]
 
 
 def _defined(value: Any, define: Mapping[str, str], where: str) -> Any:
@@ -155,14 +209,15 @@ def _defined(value: Any, define: Mapping[str, str], where: str) -> Any:
 
 
 def _validated(model: type[T], tree: dict[str, Any], where: str) -> T:
+    remedy = "`seqloom schema` lists every key, its type and default"
     try:
         # Through JSON, so that lists of the file fit the tuples of the frozen models in strict terms.
-        return model.model_validate_json(json.dumps(tree, ensure_ascii=False, default=str), strict=True)
+        text = json.dumps(tree, ensure_ascii=False, default=str, allow_nan=False)
+        return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        faults = "; ".join(_fault(fault) for fault in error.errors())
-        raise InputError(
-            faults, where=where, remedy="`seqloom schema` lists every key, its type and default"
-        ) from error
+        raise InputError("; ".join(_fault(fault) for fault in error.errors()), where=where, remedy=remedy) from error
+    except ValueError as error:
+        raise InputError("a number is infinite or none (.inf, .nan)", where=where, remedy=remedy) from error
 
 
 def _fault(fault: Any) -> str:
@@ -171,7 +226,10 @@ def _fault(fault: Any) -> str:
         return f"unknown key `{key}`"
     if fault["type"] == "missing":
         return f"key `{key}` is missing"
-    return f"key `{key}`: {fault['msg']} (found {fault['input']!r:.80})"
+    if isinstance(fault["input"], bool) and fault["type"] == "string_type":
+        # YAML takes no, yes, on and off for truth values: the code of Norwegian among them.
+        return f"key `{key}`: YAML reads this word as {str(fault['input']).lower()}; put it in quotes"
+    return f"key `{key}`: {fault['msg']} (found {repr(fault['input'])[:80]})"
 
 
 def _resolved(corpora: CorporaConfig, folder: Path) -> CorporaConfig:

@@ -24,6 +24,7 @@ class ModelConfig(Table):
     embedding_dim: int = Field(default=256, ge=1)
     hidden_dim: int = Field(default=512, ge=2)  # of the decoder; a bidirectional encoder has half of it each way
     dropout: Probability = 0.3  # on embeddings, between layers and on the attentional vector
+    word_dropout: Probability = 0.0  # of whole pieces, source and target
     tie_target_embeddings: bool = True  # the output layer's weight is the target embedding
     share_embeddings: bool = True  # source and target; needs a joint tokeniser
 
@@ -60,6 +61,7 @@ class TrainConfig(Table):
     patience: int = Field(default=10, ge=1)  # validations without a better one
     checkpoint_updates: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+    log_updates: int = Field(default=20, ge=1)  # between two lines of metrics.jsonl
 
 
 class TranslateConfig(Table):
@@ -70,7 +72,8 @@ class TranslateConfig(Table):
     length_penalty: float = Field(default=1.0, ge=0.0)
     max_length_factor: float = Field(default=2.0, gt=0)  # at most factor * source pieces + offset target pieces
     max_length_offset: int = Field(default=10, ge=1)
-    batch_tokens: int = Field(default=4096, ge=1)  # source pieces, padded, in a batch
+    max_source_pieces: int = Field(default=200, ge=8)  # a longer line is split at sentence ends and joined again
+    batch_tokens: int = Field(default=1024, ge=1)  # source pieces, padded, in a batch
     rows_per_shard: int = Field(default=2000, ge=1)  # of work: what a restart may have to do again
     precision: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"

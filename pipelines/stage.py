@@ -18,7 +18,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +37,7 @@ MANIFEST_FORMAT = 1
 KEY_DIGITS = 12
 
 log = logging.getLogger(__name__)
+_planning: ContextVar[bool] = ContextVar("planning", default=False)
 
 
 class OutputFile(BaseModel):
@@ -84,6 +87,30 @@ class StageRun:
     folder: Path
     manifest: Manifest
     reused: bool
+
+
+class WouldRun(Exception):
+    """Raised inside `planning()` in place of a stage's work: the stage is not done, and this decides its key."""
+
+    def __init__(
+        self, name: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], folder: Path
+    ) -> None:
+        super().__init__(f"{name}: would run in {folder}")
+        self.name = name
+        self.version = version
+        self.config = config
+        self.inputs = inputs
+        self.folder = folder
+
+
+@contextmanager
+def planning() -> Iterator[None]:
+    """Look instead of work: in this context a finished stage is returned, any other raises WouldRun."""
+    token = _planning.set(True)
+    try:
+        yield
+    finally:
+        _planning.reset(token)
 
 
 def digest_of(value: object) -> str:
@@ -153,14 +180,16 @@ def run_stage(
     removed first, unless the stage continues from them (`keeps_partial_output`). One process at a time works in a
     folder: a second one waits for neither a day nor an hour, it is told so at once.
 
-    Raises InputError when another process is at work in the folder.
+    Raises InputError when another process is at work in the folder, and WouldRun inside `planning()`.
     """
     key = stage_key(name, version, config, inputs)
     folder = stage_folder(root, name, key)
     finished = read_manifest(folder)
     if finished is not None:
-        log.info("%s: unchanged, reused from %s", name, folder)
+        log.log(logging.DEBUG if _planning.get() else logging.INFO, "%s: unchanged, reused from %s", name, folder)
         return StageRun(folder, finished, reused=True)
+    if _planning.get():
+        raise WouldRun(name, version, config, inputs, folder)
     root.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(root / f".{folder.name}.lock")
     try:

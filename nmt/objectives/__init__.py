@@ -1,0 +1,1 @@
+"""What an update minimises: functions from (model, micro-batch, generator) to a summed loss and its weight."""

@@ -1,0 +1,127 @@
+"""The report's charts: figures in, one self-contained SVG element out, the same bytes for the same figures."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
+BLUE, ORANGE = "#2563a8", "#c2621b"
+# Inches: small enough that a chart fits a phone's width with its labels still readable.
+SIZE = (4.7, 2.8)
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: sharp, searchable, in the page's own font
+    "font.size": 9.0,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+}
+
+
+def loss_curves(train: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]], best_update: int) -> str:
+    """Return the losses of training and dev by update, the published update marked.
+
+    `train` and `validations` are the lines of metrics.jsonl of that kind; losses are nats a target piece.
+    """
+
+    def draw(axes: Any) -> None:
+        axes.plot(_column(train, "update"), _column(train, "loss"), color=BLUE, linewidth=1.2, label="train")
+        updates = _column(validations, "update")
+        axes.plot(updates, _column(validations, "loss"), color=ORANGE, marker="o", markersize=3.5, label="dev")
+        axes.axvline(best_update, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="best")
+        axes.set(xlabel="update", ylabel="loss")
+        axes.legend()
+
+    return _svg("loss", "Loss of training and dev by update", draw)
+
+
+def bleu_curve(validations: Sequence[Mapping[str, Any]], best_update: int) -> str:
+    """Return BLEU on dev by update, the published update marked with its value."""
+
+    def draw(axes: Any) -> None:
+        axes.plot(
+            _column(validations, "update"), _column(validations, "bleu"), color=ORANGE, marker="o", markersize=3.5
+        )
+        for line in validations:
+            if line["update"] == best_update:
+                axes.plot([best_update], [line["bleu"]], "o", markersize=9, markerfacecolor="none", color=INK)
+                axes.annotate(
+                    f"best {line['bleu']:.2f}",
+                    (best_update, line["bleu"]),
+                    xytext=(0, -20),
+                    textcoords="offset points",
+                    horizontalalignment="center",
+                    color=INK,
+                )
+        axes.set(xlabel="update", ylabel="BLEU on dev")
+        axes.set_ylim(bottom=0)
+
+    return _svg("bleu", "BLEU on dev by update", draw)
+
+
+def length_histogram(
+    name: str, before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]], language: str
+) -> str:
+    """Return how many rows of train have which length, in characters, before and after cleaning.
+
+    `before` and `after` are {"edges": [bins + 1], "rows": [bins]} of the same bins, of which the empty ones at the far
+    end are left out; `name` makes the ids in the SVG its own.
+    """
+    bins = 1 + max((index for index, rows in enumerate(before["rows"]) if rows), default=0)
+
+    def draw(axes: Any) -> None:
+        for histogram, color, alpha, label in ((before, ORANGE, 0.35, "as read"), (after, BLUE, 0.75, "kept")):
+            edges, rows = histogram["edges"][: bins + 1], histogram["rows"][:bins]
+            axes.stairs(rows, edges, fill=True, color=color, alpha=alpha, label=label)
+        axes.set(xlabel=f"characters ({language})", ylabel="rows")
+        axes.legend()
+
+    return _svg(name, f"Lengths in {language} before and after cleaning", draw)
+
+
+def _column(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [line[name] for line in lines]
+
+
+def _svg(name: str, title: str, draw: Callable[[Any], None]) -> str:
+    # Some tenths of a second, which the command's other verbs need not wait for.
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    buffer = io.StringIO()
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=metadata)
+    return _inline(buffer.getvalue(), name, title)
+
+
+def _inline(document: str, name: str, title: str) -> str:
+    """Return the svg element alone, scaling with the page, its ids and references made unique by the chart's name."""
+    element = document[document.index("<svg") :].rstrip()
+    element = re.sub(r"<metadata>.*?</metadata>\s*", "", element, flags=re.DOTALL)
+    element = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", element)
+    element = element.replace("xlink:href=", "href=")
+    element = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', element)
+    element = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', element)
+    element = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", element)
+    opening, _, rest = element.partition(">")
+    opening = re.sub(r'\s(width|height|version)="[^"]*"', "", opening)
+    return f'{opening} class="chart" role="img" aria-label="{title}">{rest}'

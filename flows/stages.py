@@ -1,0 +1,202 @@
+"""The stages in their order: run them up to one, or say what would run and why.
+
+Each stage is a function of `pipelines` or `nmt` that knows nothing of the others; here stands which of them reads what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.config import Profile, Recipe
+from flows.run_folder import RunFolder
+from pipelines.errors import InputError
+from pipelines.stage import Manifest, StageRun, WouldRun, planning, read_manifest
+
+MAX_NAMED_KEYS = 6
+
+
+class Stage(NamedTuple):
+    """A stage's name, and what it does in words."""
+
+    name: str
+    title: str
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("clean", "Clean the corpora: raw text to kept rows, rejected rows and the waterfall"),
+    Stage("fit_tokenizer", "Fit the tokeniser on a sample of the clean training rows"),
+    Stage("encode", "Encode the clean rows into shards of piece ids"),
+    Stage("train", "Train the model on the shards"),
+    Stage("translate", "Translate the test sets"),
+    Stage("evaluate", "Score the translations"),
+)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What a run would do with one stage. `folder` is None where an earlier stage must run before it is known."""
+
+    name: str
+    runs: bool
+    reason: str
+    folder: Path | None
+
+
+def stages_root(workdir: Path) -> Path:
+    """Return the folder that holds the stages' folders of all recipes; absolute, as workers have other folders."""
+    return workdir.absolute() / "stages"
+
+
+def run_up_to(
+    name: str,
+    recipe: Recipe,
+    profile: Profile,
+    workdir: Path,
+    *,
+    given: Mapping[str, StageRun] | None = None,
+    use_ray: bool = True,
+) -> dict[str, StageRun]:
+    """Return the finished stages up to the one named, in order; what is finished and unchanged is reused.
+
+    A stage in `given` is taken as it is. `use_ray=False` trains and translates in this process, without Ray.
+    Raises InputError as the stages do, and WouldRun inside `planning()`.
+    """
+    runs = dict(given or {})
+    for stage in STAGES[: STAGE_NAMES.index(name) + 1]:
+        if stage.name not in runs:
+            runs[stage.name] = _run(stage.name, recipe, profile, stages_root(workdir), runs, use_ray=use_ray)
+    return runs
+
+
+def given_stage(name: str, folder: Path) -> StageRun:
+    """Return the finished stage of a folder. Raises InputError when it has not finished, or is of another name."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"the stage {name!r} has not finished here", where=str(folder), remedy="Run it first")
+    if manifest.stage != name:
+        raise InputError(
+            f"a folder of the stage {manifest.stage!r}, not of {name!r}",
+            where=str(folder),
+            remedy="Give another folder",
+        )
+    return StageRun(folder, manifest, reused=True)
+
+
+def plan(recipe: Recipe, profile: Profile, workdir: Path) -> list[PlannedStage]:
+    """Return for each stage whether a run would run it or reuse it, and why. Nothing runs, nothing is written.
+
+    Raises InputError where a run would: a corpus that is not there, for one.
+    """
+    planned: list[PlannedStage] = []
+    runs: dict[str, StageRun] = {}
+    for position, stage in enumerate(STAGES):
+        try:
+            with planning():
+                runs = run_up_to(stage.name, recipe, profile, workdir, given=runs)
+        except WouldRun as would:
+            reason = _reason(would, RunFolder.of(workdir, recipe).linked(stage.name), stages_root(workdir))
+            planned.append(PlannedStage(stage.name, True, reason, would.folder))
+            later = STAGES[position + 1 :]
+            planned += [PlannedStage(after.name, True, f"because {stage.name} runs", None) for after in later]
+            break
+        planned.append(PlannedStage(stage.name, False, "unchanged", runs[stage.name].folder))
+    return planned
+
+
+def _run(
+    name: str, recipe: Recipe, profile: Profile, root: Path, runs: Mapping[str, StageRun], *, use_ray: bool
+) -> StageRun:
+    # Each stage imports what only it needs: the tokeniser's process never loads torch, nor training Beam.
+    match name:
+        case "clean":
+            from pipelines.clean import clean
+
+            return clean(recipe.languages, recipe.corpora, recipe.clean, recipe.shards, profile.beam, root)
+        case "fit_tokenizer":
+            from pipelines.fit_tokenizer import fit_tokenizer
+
+            return fit_tokenizer(recipe.languages, recipe.tokenizer, runs["clean"], root)
+        case "encode":
+            from pipelines.encode import encode
+
+            return encode(recipe.shards, runs["clean"], runs["fit_tokenizer"], profile.beam, root)
+        case "train":
+            from nmt.train import train
+
+            return train(
+                recipe.model,
+                recipe.train,
+                runs["encode"],
+                runs["clean"],
+                runs["fit_tokenizer"],
+                profile.ray,
+                root,
+                bleu_tokenize=recipe.evaluate.bleu_tokenize,
+                use_ray=use_ray,
+            )
+        case "translate":
+            from nmt.translate import translate_tests
+
+            trained, tokenizer, cleaned = runs["train"], runs["fit_tokenizer"], runs["clean"]
+            return translate_tests(recipe.translate, trained, tokenizer, cleaned, profile.ray, root, use_ray=use_ray)
+        case "evaluate":
+            from nmt.evaluate import evaluate_tests
+
+            return evaluate_tests(recipe.evaluate, runs["clean"], runs["translate"], root)
+        case _:
+            raise AssertionError(f"no such stage: {name}")
+
+
+def _reason(would: WouldRun, earlier: StageRun | None, root: Path) -> str:
+    """Return why a stage is not done: against this recipe's last one, else the newest of that stage of any recipe."""
+    if would.folder.exists():
+        return "an earlier attempt did not finish"
+    manifest = _newest(would.name, root) if earlier is None else earlier.manifest
+    if manifest is None:
+        return "it never ran"
+    causes = []
+    if manifest.version != would.version:
+        causes.append(f"the stage's behaviour changed (version {manifest.version} to {would.version})")
+    if keys := _different(manifest.config, would.config):
+        causes.append(f"config differs: {_named(keys)}")
+    if names := _different(manifest.inputs, would.inputs):
+        causes.append(f"input differs: {_named(names)}")
+    return "; ".join(causes)
+
+
+def _newest(name: str, root: Path) -> Manifest | None:
+    manifests = (read_manifest(folder) for folder in root.glob(f"{name}-*"))
+    return max((found for found in manifests if found is not None), key=lambda found: found.started_at, default=None)
+
+
+def _different(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys whose values differ, with the value before and after; `...` stands for no value."""
+    old, new = _flat(before), _flat(after)
+    keys = [*new, *(key for key in old if key not in new)]
+    return {key: (old.get(key, ...), new.get(key, ...)) for key in keys if old.get(key, ...) != new.get(key, ...)}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _named(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    named = [f"{key} {_short(old)} to {_short(new)}" for key, (old, new) in list(changes.items())[:MAX_NAMED_KEYS]]
+    more = len(changes) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is ... else str(value)
+    # A digest or a list says enough by its beginning.
+    return text if len(text) <= 24 else f"{text[:12]}…"

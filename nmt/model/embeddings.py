@@ -1,0 +1,52 @@
+"""Embeddings and the dropout that every part of a model uses.
+
+Shapes: B batch, S source length, T target length, E embedding_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """Return `x` with entries zeroed with probability `rate` and the rest scaled by 1 / (1 - rate): the shape of `x`.
+
+    The generator is the switch: None means evaluation. It is given, and not torch's global one, because an update's
+    noise has to be a function of (seed, update, micro-batch) for any number of workers.
+    Source: Srivastava et al. 2014, "Dropout", in its inverted form.
+    """
+    if generator is None or rate == 0.0:
+        return x
+    return x * keep_mask(x.shape, rate, generator, like=x)
+
+
+def keep_mask(shape: torch.Size | tuple[int, ...], rate: float, generator: torch.Generator, *, like: Tensor) -> Tensor:
+    """Return a mask of 0 and 1 / (1 - rate), of `shape`, with the dtype and device of `like`.
+
+    Drawn in float32 whatever the dtype, so that the noise is the same in every precision.
+    """
+    keep = torch.rand(shape, generator=generator, device=like.device) >= rate
+    return keep.to(like.dtype).mul_(1.0 / (1.0 - rate))
+
+
+class Embedding(nn.Module):
+    """A table of piece vectors, initialised from N(0, 1/E), the padding's row held at zero."""
+
+    def __init__(self, num_pieces: int, embedding_dim: int, pad_id: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_pieces, embedding_dim, padding_idx=pad_id)
+        nn.init.normal_(self.table.weight, std=embedding_dim**-0.5)
+        with torch.no_grad():
+            self.table.weight[pad_id].zero_()
+
+    def forward(self, ids: Tensor, rate: float, word_rate: float, generator: torch.Generator | None) -> Tensor:
+        """Return the vectors [B, S, E] of ids [B, S], whole pieces dropped at `word_rate`, entries at `rate`.
+
+        Source: whole-word dropout of Gal and Ghahramani 2016, "A Theoretically Grounded Application of Dropout in
+        RNNs", here by position, not by type.
+        """
+        vectors: Tensor = self.table(ids)
+        if generator is not None and word_rate > 0.0:
+            vectors = vectors * keep_mask((*ids.shape, 1), word_rate, generator, like=vectors)
+        return dropout(vectors, rate, generator)

@@ -1,0 +1,86 @@
+"""Optimisers, learning-rate schedules and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from nmt.config import TrainConfig
+
+
+def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimiser of the config; its learning rate is set before each update by `learning_rate`."""
+    trained = list(parameters)
+    fused = all(parameter.dtype in (torch.float32, torch.float64) for parameter in trained)
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(
+                trained, config.learning_rate, betas=config.adam_betas, weight_decay=config.weight_decay, fused=fused
+            )
+        case "adamw":
+            return torch.optim.AdamW(
+                trained, config.learning_rate, betas=config.adam_betas, weight_decay=config.weight_decay, fused=fused
+            )
+        case "sgd":
+            return torch.optim.SGD(trained, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+
+
+def learning_rate(config: TrainConfig, update: int, total_updates: int) -> float:
+    """Return the learning rate of an update, counted from 0: linear warm-up to the peak, then the schedule.
+
+    inverse_sqrt: peak * sqrt(warmup / update), Vaswani et al. 2017, section 5.3, with the peak as the free constant.
+    cosine: half a cosine from the peak to 0 at `total_updates`, Loshchilov and Hutter 2017, eq. 5 without restarts.
+    """
+    warmup = config.warmup_updates
+    if update < warmup:
+        return config.learning_rate * (update + 1) / warmup
+    match config.schedule:
+        case "constant":
+            return config.learning_rate
+        case "inverse_sqrt":
+            return config.learning_rate * math.sqrt(max(warmup, 1) / (update + 1))
+        case "cosine":
+            progress = (update - warmup) / max(1, total_updates - warmup)
+            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Averages:
+    """Exponential moving averages of the weights, which validation and the published model use.
+
+    The decay grows with the number of updates, min(decay, (1 + n) / (10 + n)), so that the start is soon forgotten.
+    Source: Polyak and Juditsky 1992 for averaging; the warm-up of the decay is that of TensorFlow's
+    ExponentialMovingAverage(num_updates).
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.trained = list(parameters)
+        self.averages = [parameter.detach().clone() for parameter in self.trained]
+
+    @torch.no_grad()
+    def update(self, updates_done: int) -> None:
+        """Move the averages towards the weights, after `updates_done` updates."""
+        decay = min(self.decay, (1 + updates_done) / (10 + updates_done))
+        torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.trained], 1.0 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the averages and the weights; a second call undoes it."""
+        for average, parameter in zip(self.averages, self.trained):
+            held = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(held)
+
+
+def clip_by_norm(gradients: Tensor, max_norm: float) -> float:
+    """Return the L2 norm of the flat gradients, scaled down in place to at most `max_norm`.
+
+    Source: Pascanu et al. 2013, "On the Difficulty of Training Recurrent Neural Networks", algorithm 1.
+    """
+    norm = float(torch.linalg.vector_norm(gradients))
+    if norm > max_norm:
+        gradients.mul_(max_norm / norm)
+    return norm

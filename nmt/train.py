@@ -1,0 +1,505 @@
+"""Stage 4: shards -> checkpoints. The loop, and the thin Ray Train carrier beside it.
+
+    train-<key>/
+    ├── best/                        the checkpoint that is translated with and published
+    ├── checkpoints/update-<n>/      what a killed run continues from, bit for bit at the same number of workers on CPU
+    ├── metrics.jsonl  tensorboard/  the record of the run
+    └── manifest.json
+
+The loop is the same in one process without Ray and in any number of Ray's workers: see `batches.py` and `step.py`.
+Typical: 29,000 caption pairs, 20 epochs, 2 CPU cores: half an hour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
+
+from nmt.batches import Rows, collate, packed, plan_epoch, target_tokens, trainable_rows
+from nmt.checkpoint import (
+    CheckpointConfig,
+    TrainState,
+    load_config,
+    load_training,
+    save_model,
+    save_training,
+    training_checkpoints,
+)
+from nmt.config import ModelConfig, RayConfig, TrainConfig, TranslateConfig
+from nmt.evaluate import corpus_bleu
+from nmt.metrics import METRICS_FILE, MetricsWriter, progress_logged
+from nmt.model.seq2seq import RecurrentSeq2Seq, build_model
+from nmt.objectives.supervised import supervised
+from nmt.optim import Averages, learning_rate, make_optimizer
+from nmt.ray_session import ray_session
+from nmt.search import search
+from nmt.step import FlatGradients, UpdateFigures, World, autocast, train_step
+from pipelines.errors import InputError
+from pipelines.shards import ShardColumns, read_shards
+from pipelines.stage import StageResult, StageRun, run_stage
+from pipelines.tokenizer import Tokenizer
+
+STAGE_VERSION = 1
+_NUM_SAMPLES = 3
+
+log = logging.getLogger(__name__)
+
+
+class TrainJob(BaseModel):
+    """What crosses the border to a worker: configs and folders, JSON values only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig
+    train: TrainConfig
+    folder: str
+    shards: str
+    references: str
+    tokenizer: str
+    bleu_tokenize: str
+    threads: int
+
+
+def train(
+    model: ModelConfig,
+    config: TrainConfig,
+    encoded: StageRun,
+    cleaned: StageRun,
+    tokenizer: StageRun,
+    ray: RayConfig,
+    root: Path,
+    *,
+    bleu_tokenize: str = "13a",
+    use_ray: bool = True,
+) -> StageRun:
+    """Return the finished training stage, continuing from its newest checkpoint where a run was interrupted.
+
+    Raises InputError when shards, checkpoint and tokeniser do not belong together, or no row can be trained on.
+    """
+    inputs = {
+        "encoded": encoded.manifest.digest(),
+        "cleaned": cleaned.manifest.digest(),
+        "tokenizer": tokenizer.manifest.digest(),
+    }
+
+    def body(folder: Path) -> StageResult:
+        job = TrainJob(
+            model=model,
+            train=config,
+            folder=str(folder),
+            shards=str(encoded.folder / "shards"),
+            references=str(cleaned.folder / "clean" / "dev"),
+            tokenizer=str(tokenizer.folder),
+            bleu_tokenize=bleu_tokenize,
+            threads=ray.threads_per_worker,
+        )
+        _check(job)
+        with progress_logged(folder / METRICS_FILE):
+            if use_ray:
+                _train_with_ray(job, ray)
+            else:
+                device = torch.device("cuda" if ray.use_gpu else "cpu")
+                train_loop(job, World(0, 1, device))
+        return _finished(job, ray.num_workers if use_ray else 1)
+
+    settings = {
+        "model": model.model_dump(mode="json"),
+        "train": config.model_dump(mode="json"),
+        "bleu_tokenize": bleu_tokenize,
+    }
+    return run_stage("train", STAGE_VERSION, settings, inputs, root, body, keeps_partial_output=True)
+
+
+def _check(job: TrainJob) -> None:
+    """Raise what is the user's to mend here, before a worker starts."""
+    tokenizer = Tokenizer.load(Path(job.tokenizer))
+    shards = read_shards(Path(job.shards) / "train", tokenizer.digest)
+    if not len(trainable_rows(shards.src_lengths(), shards.tgt_lengths(), job.train.max_pieces)):
+        raise InputError(
+            f"no row of train has at most {job.train.max_pieces} pieces on both sides",
+            where="train.max_pieces",
+            remedy="Raise it, or look at the corpus",
+        )
+    for checkpoint in training_checkpoints(Path(job.folder) / "checkpoints")[-1:]:
+        load_config(checkpoint, tokenizer=tokenizer.digest)
+
+
+# The thin carrier
+
+
+def _train_with_ray(job: TrainJob, config: RayConfig) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    with ray_session(config, num_cpus=config.num_workers * config.threads_per_worker):
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config=job.model_dump(mode="json"),
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.use_gpu,
+                resources_per_worker={"CPU": config.threads_per_worker} | ({"GPU": 1} if config.use_gpu else {}),
+            ),
+            # A name of its own: Ray would silently take up an old run of the same name, where our checkpoints decide.
+            run_config=RunConfig(
+                name=uuid.uuid4().hex,
+                storage_path=str(Path(job.folder) / "ray"),
+                failure_config=FailureConfig(max_failures=config.max_failures),
+            ),
+        )
+        trainer.fit()
+
+
+def _ray_worker(job_json: dict[str, Any]) -> None:
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    context = get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    train_loop(TrainJob.model_validate(job_json), world)
+
+
+# The loop
+
+
+@dataclass
+class _Run:
+    """All that a worker holds while it trains."""
+
+    job: TrainJob
+    world: World
+    tokenizer: Tokenizer
+    train: ShardColumns
+    dev: ShardColumns
+    references: list[str]
+    model: RecurrentSeq2Seq
+    optimizer: torch.optim.Optimizer
+    flat: FlatGradients
+    averages: Averages | None
+    state: TrainState
+    metrics: MetricsWriter | None
+
+    @property
+    def checkpoints(self) -> Path:
+        return Path(self.job.folder) / "checkpoints"
+
+
+def train_loop(job: TrainJob, world: World) -> None:
+    """Train as one worker of `world`, from the newest checkpoint or from the start, until a limit or early stopping.
+
+    With more than one worker torch.distributed must be set up. The worker of rank 0 writes.
+    Raises FloatingPointError when an update's loss or gradient is not finite.
+    """
+    torch.set_num_threads(job.threads)
+    torch.set_float32_matmul_precision(job.train.matmul_precision)
+    run = _start(job, world)
+    config = job.train
+    src_lengths, tgt_lengths = run.train.src_lengths(), run.train.tgt_lengths()
+    rows = trainable_rows(src_lengths, tgt_lengths, config.max_pieces)
+    total = len(plan_epoch(config, 0, src_lengths, tgt_lengths, rows)) * config.max_epochs
+    total = min(total, config.max_updates or total)
+    window = _Window(src_lengths, tgt_lengths)
+    started = time.monotonic() - run.state.seconds
+
+    while run.state.stopped is None:
+        plan = plan_epoch(config, run.state.epoch, src_lengths, tgt_lengths, rows)
+        for update in plan[run.state.updates_of_epoch :]:
+            if run.state.update == config.max_updates:
+                break
+            figures, rate = _one_update(run, update, tgt_lengths, total)
+            run.state = run.state.model_copy(
+                update={
+                    "update": run.state.update + 1,
+                    "updates_of_epoch": run.state.updates_of_epoch + 1,
+                    "target_tokens": run.state.target_tokens + target_tokens(update, tgt_lengths),
+                    "seconds": round(time.monotonic() - started, 3),
+                }
+            )
+            window.add(update, figures)
+            if run.state.update % config.log_updates == 0:
+                _write(run, window.record(run.state, rate, total))
+            if run.state.update % config.checkpoint_updates == 0:
+                _save(run)
+        ended = run.state.updates_of_epoch == len(plan)
+        out_of_updates = run.state.update == config.max_updates
+        last = out_of_updates or run.state.epoch + 1 == config.max_epochs
+        if last or (run.state.epoch + 1) % config.validate_epochs == 0:
+            _validate(run)
+        changes: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3)}
+        if ended:
+            changes |= {"epoch": run.state.epoch + 1, "updates_of_epoch": 0}
+        if run.state.validations_since_best >= config.patience:
+            changes["stopped"] = "patience"
+        elif last:
+            changes["stopped"] = "max_updates" if out_of_updates else "max_epochs"
+        run.state = run.state.model_copy(update=changes)
+        _save(run)
+        window.restart()
+    if run.metrics is not None:
+        run.metrics.close()
+
+
+def _start(job: TrainJob, world: World) -> _Run:
+    tokenizer = Tokenizer.load(Path(job.tokenizer))
+    folder, shards = Path(job.folder), Path(job.shards)
+    model = build_model(job.model, tokenizer.source_size, tokenizer.target_size, seed=job.train.seed).to(world.device)
+    optimizer = make_optimizer(job.train, model.parameters())
+    averages = Averages(model.parameters(), job.train.ema_decay) if job.train.ema_decay > 0.0 else None
+    state = TrainState()
+    newest = training_checkpoints(folder / "checkpoints")[-1:]
+    for checkpoint in newest:
+        state = load_training(checkpoint, model, optimizer, averages, tokenizer.digest)
+        log.info("continuing from %s", checkpoint)
+    dev = read_shards(shards / "dev", tokenizer.digest)
+    return _Run(
+        job=job,
+        world=world,
+        tokenizer=tokenizer,
+        train=read_shards(shards / "train", tokenizer.digest),
+        dev=dev,
+        references=_references(Path(job.references), dev),
+        model=model,
+        optimizer=optimizer,
+        flat=FlatGradients(list(model.parameters())),
+        averages=averages,
+        state=state,
+        metrics=MetricsWriter(folder, state.update) if world.rank == 0 else None,
+    )
+
+
+def _references(folder: Path, dev: ShardColumns) -> list[str]:
+    tables = [pq.read_table(path, columns=["row_id", "tgt_raw"]) for path in sorted(folder.glob("part-*.parquet"))]
+    row_ids = np.concatenate([table["row_id"].to_numpy() for table in tables])
+    if not np.array_equal(row_ids, dev.row_id):
+        raise RuntimeError(f"the rows of {folder} are not those of the dev shards")
+    return [text for table in tables for text in table["tgt_raw"].to_pylist()]
+
+
+def _one_update(run: _Run, update: list[Rows], tgt_lengths: Rows, total: int) -> tuple[UpdateFigures, float]:
+    world, config = run.world, run.job.train
+    mine = [(i, collate(run.train, rows)) for i, rows in enumerate(update) if i % world.size == world.rank]
+    rate = learning_rate(config, run.state.update, total)
+    figures = train_step(
+        run.model,
+        run.optimizer,
+        run.flat,
+        run.averages,
+        mine,
+        config,
+        update=run.state.update,
+        target_tokens=target_tokens(update, tgt_lengths),
+        rate=rate,
+        world=world,
+    )
+    return figures, rate
+
+
+class _Window:
+    """The figures since the last line of metrics."""
+
+    def __init__(self, src_lengths: Rows, tgt_lengths: Rows) -> None:
+        self.src_lengths, self.tgt_lengths = src_lengths, tgt_lengths
+        self.restart()
+
+    def restart(self) -> None:
+        self.started = time.monotonic()
+        self.loss = 0.0
+        self.tokens = self.padded = self.real = self.updates = 0
+        self.gradient_norm = 0.0
+
+    def add(self, update: list[Rows], figures: UpdateFigures) -> None:
+        tokens = target_tokens(update, self.tgt_lengths)
+        self.loss += figures.loss * tokens
+        self.tokens += tokens
+        self.updates += 1
+        self.gradient_norm = figures.gradient_norm
+        for rows in update:
+            src, tgt = self.src_lengths[rows], self.tgt_lengths[rows]
+            self.real += int(src.sum() + tgt.sum())
+            self.padded += len(rows) * int(src.max() + tgt.max())
+
+    def record(self, state: TrainState, rate: float, total: int) -> dict[str, Any]:
+        record = {
+            "kind": "train",
+            "update": state.update,
+            "epoch": state.epoch,
+            "loss": self.loss / self.tokens,
+            "learning_rate": rate,
+            "gradient_norm": self.gradient_norm,
+            "target_tokens_per_s": self.tokens / (time.monotonic() - self.started),
+            "target_tokens_per_update": self.tokens / self.updates,
+            "padding": 1.0 - self.real / self.padded,
+            "total_updates": total,
+            "seconds": state.seconds,
+        }
+        self.restart()
+        return record
+
+
+def _write(run: _Run, record: dict[str, Any]) -> None:
+    if run.metrics is not None:
+        run.metrics.write(record)
+
+
+def _checkpoint_config(run: _Run) -> CheckpointConfig:
+    return CheckpointConfig(
+        model=run.job.model,
+        source_size=run.tokenizer.source_size,
+        target_size=run.tokenizer.target_size,
+        tokenizer=run.tokenizer.digest,
+        update=run.state.update,
+        dev=run.state.best_dev if run.state.best_update == run.state.update else {},
+    )
+
+
+def _save(run: _Run) -> None:
+    if run.world.rank != 0:
+        return
+    for left_over in run.checkpoints.glob(".tmp-*"):  # of a worker that was killed while it wrote
+        shutil.rmtree(left_over)
+    save_training(run.checkpoints, run.model, run.optimizer, run.averages, _checkpoint_config(run), run.state)
+    for old in training_checkpoints(run.checkpoints)[: -run.job.train.keep_checkpoints]:
+        shutil.rmtree(old)
+    for old in run.checkpoints.glob("best-*"):
+        if old != _best_folder(run.checkpoints, run.state.best_update):
+            shutil.rmtree(old)
+
+
+def _best_folder(checkpoints: Path, update: int) -> Path:
+    return checkpoints / f"best-{update:08d}"
+
+
+# Validation
+
+
+def _validate(run: _Run) -> None:
+    """Score the (averaged) weights on dev by loss and by BLEU of real translations; keep them if they are the best."""
+    started = time.monotonic()
+    with _averaged(run):
+        loss, translations = _score_dev(run)
+        bleu = corpus_bleu(translations, run.references, run.job.bleu_tokenize)
+        dev = {"loss": loss, "bleu": bleu}
+        metric = bleu if run.job.train.early_stopping_metric == "bleu" else -loss
+        best = run.state.best_metric is None or metric > run.state.best_metric
+        if best:
+            run.state = run.state.model_copy(
+                update={
+                    "best_update": run.state.update,
+                    "best_metric": metric,
+                    "best_dev": dev,
+                    "validations_since_best": 0,
+                }
+            )
+            if run.world.rank == 0:
+                save_model(_best_folder(run.checkpoints, run.state.update), run.model, _checkpoint_config(run))
+        else:
+            since = run.state.validations_since_best + 1
+            run.state = run.state.model_copy(update={"validations_since_best": since})
+    spread = np.linspace(0, len(translations) - 1, num=min(_NUM_SAMPLES, len(translations))).astype(int)
+    sources = [run.dev.src[run.dev.src_offsets[i] : run.dev.src_offsets[i + 1]].tolist() for i in spread]
+    record = {
+        "kind": "validation",
+        "update": run.state.update,
+        "epoch": run.state.epoch,
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bleu": bleu,
+        "best": best,
+        "seconds": round(time.monotonic() - started, 3),
+        "samples": [
+            {"source": source, "reference": run.references[i], "hypothesis": translations[i]}
+            for source, i in zip(run.tokenizer.decode_source(sources), spread)
+        ],
+    }
+    _write(run, record)
+
+
+@contextlib.contextmanager
+def _averaged(run: _Run) -> Iterator[None]:
+    if run.averages is None:
+        yield
+        return
+    run.averages.swap()
+    try:
+        yield
+    finally:
+        run.averages.swap()
+
+
+def _score_dev(run: _Run) -> tuple[float, list[str]]:
+    """Return dev's negative log-likelihood per target piece and its translations; each worker does its share."""
+    config, world = run.job.train, run.world
+    decoding = TranslateConfig(method="beam", beam_size=config.validation_beam_size)
+    src_lengths, tgt_lengths = run.dev.src_lengths(), run.dev.tgt_lengths()
+    order = np.lexsort((tgt_lengths, src_lengths))
+    batches = packed(order, np.maximum(src_lengths, tgt_lengths)[order], config.microbatch_tokens)
+    losses: dict[int, tuple[float, int]] = {}
+    found: dict[int, list[int]] = {}
+    for number, rows in enumerate(batches):
+        if number % world.size != world.rank:
+            continue
+        batch = collate(run.dev, rows).to(world.device)
+        with torch.inference_mode(), autocast(config.precision, world.device):
+            loss = supervised(run.model, batch, None, label_smoothing=0.0)
+            hypotheses = search(run.model, batch.src, batch.src_lengths, decoding)
+        losses[number] = (float(loss.nll), loss.weight)
+        found |= {int(row): hypothesis.ids for row, hypothesis in zip(rows, hypotheses)}
+    shares: list[Any] = [(losses, found)]
+    if world.size > 1:
+        shares = [None] * world.size
+        dist.all_gather_object(shares, (losses, found))
+    # Summed in the order of the batches, so that every number of workers finds the same.
+    every_loss = {number: value for share, _ in shares for number, value in share.items()}
+    nll = sum(every_loss[number][0] for number in range(len(batches)))
+    every_row = {row: ids for _, share in shares for row, ids in share.items()}
+    translations = run.tokenizer.decode_target([every_row[row] for row in range(len(run.dev))])
+    return nll / int(tgt_lengths.sum()), translations
+
+
+# The end
+
+
+def _finished(job: TrainJob, num_workers: int) -> StageResult:
+    folder = Path(job.folder)
+    newest = training_checkpoints(folder / "checkpoints")[-1]
+    state = TrainState.model_validate_json((newest / "state.json").read_text(encoding="utf-8"))
+    if state.stopped is None:
+        raise RuntimeError(f"training ended at update {state.update} without a reason to stop")
+    best = folder / "best"
+    if best.exists():
+        shutil.rmtree(best)
+    shutil.copytree(_best_folder(folder / "checkpoints", state.best_update), best)
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+    shards = read_shards(Path(job.shards) / "train")
+    num_rows = len(trainable_rows(shards.src_lengths(), shards.tgt_lengths(), job.train.max_pieces))
+    config = load_config(best)
+    model = build_model(config.model, config.source_size, config.target_size)
+    counters = {
+        "updates": state.update,
+        "epochs": state.epoch,
+        "best_update": state.best_update,
+        "best_bleu": state.best_dev["bleu"],
+        "best_loss": state.best_dev["loss"],
+        "parameters": model.num_parameters(),
+        "train_rows": num_rows,
+        "rows_too_long": len(shards) - num_rows,
+        "target_tokens": state.target_tokens,
+        "target_tokens_per_s": round(state.target_tokens / max(state.seconds, 1e-9), 1),
+        "num_workers": num_workers,
+        "stopped": state.stopped,
+    }
+    return StageResult(["best/config.json", "best/model.safetensors", METRICS_FILE], counters)

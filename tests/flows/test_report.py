@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finished_runs import SIZE, SOURCES, finished_runs, small_recipe, worsened
+
+from flows.report import report
+from pipelines.stage import StageRun
+
+SCRIPT = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """The tags, ids and visible text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.text = re.sub(r"\s+", " ", self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.text += " "
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "srcset", "xlink:href", "action", "data"):
+                self.references.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _html(runs: dict[str, StageRun], output: Path, **options: Any) -> str:
+    return report(runs, small_recipe(), output, **options).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageRun]:
+    sources = [f"{line} {SCRIPT}" for line in SOURCES]
+    return finished_runs(tmp_path_factory.mktemp("stages"), hypotheses=worsened(10), sources=sources)
+
+
+@pytest.fixture(scope="module")
+def html(runs: dict[str, StageRun], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _html(runs, tmp_path_factory.mktemp("report") / "report.html")
+
+
+def test_the_waterfall_shows_what_each_rule_dropped(html: str) -> None:
+    text = Page(html).text
+    assert "read 12,000 empty −240 2.0 % language −1,259 10.5 % duplicate −1 <0.1 % kept 10,500 87.5 %" in text
+    assert "No row dropped by length_ratio." in text
+
+
+def test_scores_stand_with_interval_and_signature(html: str, runs: dict[str, StageRun]) -> None:
+    text = Page(html).text
+    for name, figures in runs["evaluate"].manifest.counters["tests"]["news"]["metrics"].items():
+        low, high = figures["confidence"]
+        title = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}[name]
+        assert f"{title} {figures['score']:.2f} [{low:.2f}, {high:.2f}] {figures['signature']}" in text
+
+
+def test_nothing_is_loaded_from_outside(html: str) -> None:
+    page = Page(html)
+    assert "http://" not in html and "https://" not in html
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(page.tags)
+    assert "url(" not in re.sub(r"url\(#", "", html) and "@import" not in html
+    assert all(reference.startswith("#") for reference in page.references)
+
+
+def test_what_the_page_refers_to_is_there_once(html: str) -> None:
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    used = {reference[1:] for reference in page.references} | set(re.findall(r"url\(#([^)]+)\)", html))
+    assert used <= set(page.ids)
+
+
+def test_charts_and_heat_map_are_inline_svg(html: str) -> None:
+    # Losses, BLEU, two histograms of lengths, one heat map.
+    assert Page(html).tags.count("svg") == 5
+    assert "best 41.25" in Page(html).text
+
+
+def test_text_of_a_corpus_is_escaped(html: str) -> None:
+    assert SCRIPT not in html and "<script" not in html
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in html  # a source sentence
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html  # a rejected row
+    assert "a␀b &amp; c" in html
+
+
+def test_rejected_rows_stand_under_their_rule(html: str) -> None:
+    text = Page(html).text
+    assert "language 1,259 rows" in text and "0.125" in text
+    assert "duplicate 1 row " in text
+
+
+def test_samples_go_from_the_best_to_the_worst_row(html: str) -> None:
+    scores = [float(score) for score in re.findall(r"chrF (\d+\.\d)<", html)]
+    assert len(scores) == 6
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == 100.0 and scores[-1] < 80
+    assert "· best" in html and "· worst" in html
+
+
+def test_the_heat_map_has_a_cell_for_each_weight_that_can_be_seen(html: str) -> None:
+    heat = html[html.index('class="heat"') :]
+    heat = heat[: heat.index("</svg>")]
+    assert heat.count("<title>") == 10
+    assert "<title>▁Hund ← ▁dog: 0.90</title>" in heat
+
+
+def test_tokeniser_figures_are_rates(html: str) -> None:
+    assert "train 20 en 250 12.5 1 0.4 % de 300 15.0 0 0.0 %" in Page(html).text
+
+
+def test_each_stage_stands_with_key_and_folder(html: str, runs: dict[str, StageRun]) -> None:
+    for run in runs.values():
+        assert run.manifest.key in html and str(run.folder) in html
+
+
+def test_the_same_runs_give_the_same_bytes(html: str, runs: dict[str, StageRun], tmp_path: Path) -> None:
+    assert _html(runs, tmp_path / "again.html") == html
+
+
+@pytest.mark.parametrize(
+    ("verdict", "shown"),
+    [
+        (None, "Gate not asked"),
+        ({"published": True, "version": "0123456789ab", "reasons": ["no model is live"]}, "Published 0123456789ab"),
+        ({"published": False, "reasons": ["BLEU 3 < 5"]}, "Blocked by the gate BLEU 3 < 5"),
+    ],
+)
+def test_the_verdict_of_the_gate_is_shown(
+    verdict: dict[str, Any] | None, shown: str, runs: dict[str, StageRun], tmp_path: Path
+) -> None:
+    assert shown in Page(_html(runs, tmp_path / "report.html", verdict=verdict)).text
+
+
+def test_a_stage_that_has_not_run_is_said_to_be_missing(runs: dict[str, StageRun], tmp_path: Path) -> None:
+    text = Page(_html({"clean": runs["clean"]}, tmp_path / "report.html")).text
+    for stage in ("encode", "train", "translate", "evaluate"):
+        assert f"none: the stage {stage} is not part of this run" in text
+    assert "kept 10,500" in text
+
+
+def test_a_report_without_any_stage_says_so(tmp_path: Path) -> None:
+    assert Page(_html({}, tmp_path / "report.html")).text.count("not part of this run") >= 6
+
+
+def test_a_model_without_attention_says_so(tmp_path: Path) -> None:
+    runs = finished_runs(tmp_path / "stages")
+    (runs["translate"].folder / "attention.json").write_text(json.dumps([]), encoding="utf-8")
+    assert "none: translation kept the attention of no row" in Page(_html(runs, tmp_path / "report.html")).text
+
+
+def test_a_corpus_without_a_rejected_row_says_so(tmp_path: Path) -> None:
+    waterfall = [{"split": "test", "corpus": "news", "read": SIZE, "kept": SIZE, "rejected": {"empty": 0}}]
+    runs = finished_runs(tmp_path / "stages", waterfall=waterfall)
+    text = Page(_html(runs, tmp_path / "report.html")).text
+    assert "none: no row was rejected" in text

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import stages
+from flows.config import Profile, Recipe
+from flows.run_folder import RunFolder
+from flows.stages import STAGE_NAMES, PlannedStage, given_stage, plan, run_up_to
+from pipelines.errors import InputError
+from pipelines.stage import StageResult, StageRun, WouldRun, planning, run_stage
+
+CORPUS = {"name": "a", "tsv": "/a.tsv"}
+RECIPE = Recipe.model_validate(
+    {
+        "name": "tiny",
+        "languages": {"source": "en", "target": "de"},
+        "corpora": {split: [CORPUS] for split in ("train", "dev", "test")},
+    }
+)
+
+
+def changed(**tables: dict[str, Any]) -> Recipe:
+    tree = RECIPE.model_dump(mode="json")
+    for table, values in tables.items():
+        tree[table] |= values
+    return Recipe.model_validate_json(Recipe.model_validate(tree).model_dump_json())
+
+
+@pytest.fixture(autouse=True)
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages that only write their table of the recipe: what is here tested is the order, and who reads whom."""
+    names: list[str] = []
+    reads = {"clean": "clean", "fit_tokenizer": "tokenizer", "encode": "shards", "train": "train"}
+
+    def run(
+        name: str, recipe: Recipe, profile: Profile, root: Path, runs: dict[str, StageRun], *, use_ray: bool
+    ) -> StageRun:
+        config = getattr(recipe, reads.get(name, name)).model_dump(mode="json")
+
+        def body(folder: Path) -> StageResult:
+            names.append(name)
+            (folder / "out.txt").write_text(f"{name} {config} {[run.manifest.digest() for run in runs.values()]}")
+            return StageResult(["out.txt"], {})
+
+        inputs = {earlier: run.manifest.digest() for earlier, run in runs.items()}
+        return run_stage(name, 1, config, inputs, root, body)
+
+    monkeypatch.setattr(stages, "_run", run)
+    return names
+
+
+def reasons(planned: list[PlannedStage]) -> dict[str, str]:
+    return {stage.name: stage.reason for stage in planned}
+
+
+def test_stages_run_in_their_order_up_to_the_one_named(tmp_path: Path, ran: list[str]) -> None:
+    runs = run_up_to("encode", RECIPE, Profile(), tmp_path)
+    assert ran == ["clean", "fit_tokenizer", "encode"]
+    assert list(runs) == ran
+    assert all(run.folder.parent == tmp_path / "stages" for run in runs.values())
+
+
+def test_finished_stages_are_reused(tmp_path: Path, ran: list[str]) -> None:
+    run_up_to("encode", RECIPE, Profile(), tmp_path)
+    runs = run_up_to("train", RECIPE, Profile(), tmp_path)
+    assert ran == ["clean", "fit_tokenizer", "encode", "train"]
+    assert [run.reused for run in runs.values()] == [True, True, True, False]
+
+
+def test_a_given_stage_is_taken_as_it_is(tmp_path: Path, ran: list[str]) -> None:
+    clean = run_up_to("clean", RECIPE, Profile(), tmp_path / "other")["clean"]
+    runs = run_up_to("fit_tokenizer", RECIPE, Profile(), tmp_path, given={"clean": given_stage("clean", clean.folder)})
+    assert ran == ["clean", "fit_tokenizer"]
+    assert runs["clean"].folder == clean.folder
+
+
+def test_a_given_stage_must_have_finished(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the stage 'clean' has not finished here"):
+        given_stage("clean", tmp_path)
+
+
+def test_a_given_folder_must_be_of_that_stage(tmp_path: Path) -> None:
+    clean = run_up_to("clean", RECIPE, Profile(), tmp_path)["clean"]
+    with pytest.raises(InputError, match="a folder of the stage 'clean', not of 'encode'"):
+        given_stage("encode", clean.folder)
+
+
+def test_planning_runs_nothing_and_writes_nothing(tmp_path: Path, ran: list[str]) -> None:
+    planned = plan(RECIPE, Profile(), tmp_path)
+    assert [stage.name for stage in planned] == list(STAGE_NAMES)
+    assert all(stage.runs for stage in planned)
+    assert reasons(planned)["clean"] == "it never ran"
+    assert reasons(planned)["encode"] == "because clean runs"
+    assert ran == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_after_a_run_reuses_everything(tmp_path: Path) -> None:
+    runs = run_up_to("evaluate", RECIPE, Profile(), tmp_path)
+    planned = plan(RECIPE, Profile(), tmp_path)
+    assert not any(stage.runs for stage in planned)
+    assert [stage.folder for stage in planned] == [run.folder for run in runs.values()]
+
+
+def test_a_plan_names_the_keys_that_differ(tmp_path: Path) -> None:
+    run_up_to("evaluate", RECIPE, Profile(), tmp_path)
+    planned = plan(changed(train={"max_epochs": 3, "seed": 7}), Profile(), tmp_path)
+    assert [stage.runs for stage in planned] == [False, False, False, True, True, True]
+    assert reasons(planned)["train"] == "config differs: seed 1 to 7, max_epochs 20 to 3"
+    assert reasons(planned)["evaluate"] == "because train runs"
+
+
+def test_a_plan_compares_with_the_recipes_own_last_stage(tmp_path: Path) -> None:
+    first = run_up_to("train", RECIPE, Profile(), tmp_path)
+    RunFolder.of(tmp_path, RECIPE).link(first)
+    run_up_to("train", changed(train={"max_epochs": 9}), Profile(), tmp_path)
+    planned = plan(changed(train={"max_epochs": 3}), Profile(), tmp_path)
+    assert reasons(planned)["train"] == "config differs: max_epochs 20 to 3"
+
+
+def test_a_plan_names_the_input_that_differs(tmp_path: Path) -> None:
+    run_up_to("train", RECIPE, Profile(), tmp_path)
+    other = changed(tokenizer={"vocab_size": 500})
+    run_up_to("encode", other, Profile(), tmp_path)
+    reason = reasons(plan(other, Profile(), tmp_path))["train"]
+    assert reason.startswith("input differs: fit_tokenizer ")
+    assert "encode" in reason
+
+
+def test_a_plan_tells_an_attempt_that_did_not_finish(tmp_path: Path) -> None:
+    run = run_up_to("clean", RECIPE, Profile(), tmp_path)["clean"]
+    (run.folder / "manifest.json").unlink()
+    assert reasons(plan(RECIPE, Profile(), tmp_path))["clean"] == "an earlier attempt did not finish"
+
+
+def test_inside_planning_a_stage_that_is_not_done_says_what_decides_its_key(tmp_path: Path) -> None:
+    def body(folder: Path) -> StageResult:
+        raise AssertionError("nothing runs in a plan")
+
+    with planning(), pytest.raises(WouldRun) as raised:
+        run_stage("x", 3, {"a": 1}, {"in": "digest"}, tmp_path, body)
+    assert (raised.value.name, raised.value.version) == ("x", 3)
+    assert (raised.value.config, raised.value.inputs) == ({"a": 1}, {"in": "digest"})
+    assert raised.value.folder.parent == tmp_path
+
+
+def test_after_planning_stages_run_again(tmp_path: Path, ran: list[str]) -> None:
+    with planning(), pytest.raises(WouldRun):
+        run_up_to("clean", RECIPE, Profile(), tmp_path)
+    run_up_to("clean", RECIPE, Profile(), tmp_path)
+    assert ran == ["clean"]
+
+
+def test_every_stage_has_a_branch_that_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(AssertionError, match="no such stage: dream"):
+        stages._run("dream", RECIPE, Profile(), tmp_path, {}, use_ray=True)
