@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,12 @@ PIPED_WIDTH = 160  # of what is printed where there is no terminal
 PREFECT_START_S = 120
 
 # What libraries say at INFO and WARNING about themselves is not about the run.
-QUIET_LOGGERS = {"apache_beam": logging.ERROR, "ray": logging.ERROR, "matplotlib": logging.WARNING}
+QUIET_LOGGERS = {
+    "apache_beam": logging.ERROR,
+    "ray": logging.ERROR,
+    "ray.data": logging.ERROR,
+    "matplotlib": logging.WARNING,
+}
 OWN_LOGGERS = ("flows", "nmt", "pipelines")
 
 app = typer.Typer(
@@ -145,6 +151,8 @@ def run(
     # Prefect sets up logging at import; on the terminal stand our lines, Prefect's are in its own log of the run.
     _log_to_terminal(quiet)
     logging.getLogger("prefect").propagate = False
+    # As Ctrl-C does: the stage's processes and Prefect's server end before this one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     path = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     definitions = _definitions(define)
     try:

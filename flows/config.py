@@ -75,6 +75,8 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
+        if self.name == "stages":
+            raise ValueError("the name `stages` is taken by the stages' folders in the workdir; choose another")
         if self.model.share_embeddings and not self.tokenizer.joint:
             raise ValueError("model.share_embeddings needs tokenizer.joint: true; set one of the two")
         return self

@@ -50,7 +50,9 @@ def waterfall(cleaned: StageRun) -> Rows:
     for entry in entries:
         name = f"{entry['split']} {entry['corpus']}" if by_corpus else entry["split"]
         columns.setdefault(name, []).append(entry)
-    rules = list(dict.fromkeys(rule for entry in entries for rule, rows in entry["rejected"].items() if rows))
+    # A split lists all of its rules in their order, also those that rejected nothing.
+    in_order = dict.fromkeys(rule for entry in entries for rule in entry["rejected"])
+    rules = [rule for rule in in_order if any(entry["rejected"].get(rule) for entry in entries)]
     read = ["read", *(_sum(column, "read") for column in columns.values())]
     dropped = [[f"- {rule}", *(_rejected(column, rule) for column in columns.values())] for rule in rules]
     kept = ["kept", *(_sum(column, "kept") for column in columns.values())]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nmt.config import TranslateConfig
 from nmt.model.attention import Memory
+from nmt.model.embeddings import wide
 from nmt.model.recurrent import DecoderState
 from nmt.model.seq2seq import Encoded, RecurrentSeq2Seq
 from pipelines.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
@@ -50,10 +51,7 @@ def _rank_score(log_probability: float, length: int, length_penalty: float) -> f
 
 
 def _log_probabilities(model: RecurrentSeq2Seq, vectors: Tensor) -> Tensor:
-    logits = model.logits(vectors)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    log_probabilities = torch.log_softmax(logits, dim=-1)
+    log_probabilities = torch.log_softmax(wide(model.logits(vectors)), dim=-1)
     # Never part of a target: padding, BOS, and the unknown piece, for which no text stands.
     log_probabilities[:, [PAD_ID, BOS_ID, UNK_ID]] = float("-inf")
     return log_probabilities

@@ -277,7 +277,7 @@ def read_batches(piece: Piece, batch_rows: int) -> Iterator[RawBatch]:
             lines = [_decoded(reader.take(rows)) for reader in (source, target) if reader is not None]
             if any(len(texts) != rows for texts, _ in lines):
                 raise RuntimeError(
-                    f"{piece.source}: shorter than when it was scanned; do not change files during a run"
+                    f"{piece.source} or its target has fewer lines than at the start of the run"
                 )
             yield _pairs(row_id, *lines) if target else _tsv_pairs(row_id, *lines[0], piece.columns)
 

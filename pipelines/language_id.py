@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 _LABEL = "__label__"
 _EVERY_LABEL = 200
-# Languages that the model mixes up and that a corpus rightly mixes: none of a group speaks against another.
+# Languages that the model mixes up, or that a corpus rightly mixes: none of a group speaks against another.
 _SISTERS = (
-    frozenset({"no", "nn"}),
+    frozenset({"da", "nn", "no"}),
     frozenset({"bs", "hr", "sh", "sr"}),
     frozenset({"id", "ms"}),
     frozenset({"yue", "wuu", "zh"}),

@@ -238,6 +238,6 @@ def _as_input_error(error: RuntimeError, config: TokenizerConfig) -> Exception:
         return InputError(
             f"{config.vocab_size} pieces are fewer than the characters of the cleaned corpus need",
             where=where,
-            remedy=f"Set it to more than {match.group(1)}, or lower tokenizer.character_coverage",
+            remedy=f"Set it to {match.group(1)} or more, or lower tokenizer.character_coverage",
         )
     return error

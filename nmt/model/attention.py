@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nmt.model.embeddings import wide
+
 
 class Memory(NamedTuple):
     """What a decoder attends to: states and keys [B, S, H], and a mask [B, S], True at real pieces."""
@@ -46,8 +48,8 @@ class Attention(nn.Module):
         return Memory(states, states if self.kind == "dot" else self.key(states), mask)
 
     def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Return contexts [B, T, H] and weights [B, T, S], float32, of decoder states `queries` [B, T, H]."""
-        weights = self._scores(queries, memory).float().masked_fill(~memory.mask[:, None, :], float("-inf")).softmax(-1)
+        """Return contexts [B, T, H] and weights [B, T, S], float32 at least, of decoder states `queries` [B, T, H]."""
+        weights = wide(self._scores(queries, memory)).masked_fill(~memory.mask[:, None, :], float("-inf")).softmax(-1)
         return torch.bmm(weights.to(memory.states.dtype), memory.states), weights
 
     def _scores(self, queries: Tensor, memory: Memory) -> Tensor:

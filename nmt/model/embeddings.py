@@ -30,6 +30,11 @@ def keep_mask(shape: torch.Size | tuple[int, ...], rate: float, generator: torch
     return keep.to(like.dtype).mul_(1.0 / (1.0 - rate))
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return `x` in float32 at least: what sums of many terms and exponentials need."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class Embedding(nn.Module):
     """A table of piece vectors, initialised from N(0, 1/E), the padding's row held at zero."""
 

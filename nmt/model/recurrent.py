@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nmt.config import ModelConfig
 from nmt.model.attention import Attention, Memory
-from nmt.model.embeddings import dropout, keep_mask
+from nmt.model.embeddings import dropout, keep_mask, wide
 
 RecurrentLayer = nn.LSTM | nn.GRU
 
@@ -66,7 +66,7 @@ def run_layer(layer: RecurrentLayer, inputs: Tensor, start: CellState | None) ->
     if isinstance(layer, nn.LSTM):
         given = None if start is None else (start.hidden[None].to(inputs.dtype), start.cell[None].to(inputs.dtype))
         outputs, (hidden, cell) = layer(inputs, given)
-        return outputs, CellState(hidden[0], _wide(cell[0]))
+        return outputs, CellState(hidden[0], wide(cell[0]))
     outputs, hidden = layer(inputs, None if start is None else start.hidden[None].to(inputs.dtype))
     return outputs, CellState(hidden[0], hidden.new_empty(hidden.shape[1], 0))
 
@@ -170,7 +170,7 @@ class Decoder(nn.Module):
         """
         hidden = torch.stack([torch.tanh(bridge(final)) for bridge in self.bridge_hidden])
         cells = [bridge(final) for bridge in self.bridge_cell]
-        cell = _wide(torch.stack(cells)) if cells else hidden.new_empty(*hidden.shape[:2], 0)
+        cell = wide(torch.stack(cells)) if cells else hidden.new_empty(*hidden.shape[:2], 0)
         feed = hidden.new_zeros(hidden.shape[1], self.config.embedding_dim)
         return DecoderState(hidden, cell, feed)
 
@@ -276,7 +276,3 @@ class _StepCell:
         from_input = from_input + (self.bias_ih if projected is None else projected)
         from_hidden = F.linear(state.hidden, self.hidden) + self.bias_hh
         return CellState(gru_step(from_input, from_hidden, state.hidden), state.cell)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

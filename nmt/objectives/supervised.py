@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nmt.batches import MicroBatch
+from nmt.model.embeddings import wide
 from nmt.model.seq2seq import RecurrentSeq2Seq
 
 
@@ -27,10 +28,10 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-        wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        log_norm = torch.logsumexp(wide, dim=-1)
-        nll = log_norm - wide.gather(-1, targets[:, None]).squeeze(-1)
-        uniform = log_norm - wide.mean(dim=-1)
+        scores = wide(logits)
+        log_norm = torch.logsumexp(scores, dim=-1)
+        nll = log_norm - scores.gather(-1, targets[:, None]).squeeze(-1)
+        uniform = log_norm - scores.mean(dim=-1)
         ctx.save_for_backward(logits, log_norm, targets)
         ctx.smoothing = smoothing
         return ((1.0 - smoothing) * nll + smoothing * uniform).sum(), nll.sum()

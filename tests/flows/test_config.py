@@ -81,6 +81,7 @@ def test_a_number_with_an_exponent_is_a_number(recipe: Path, value: str) -> None
         ("languages.source=english", "key `languages.source`: String should match pattern"),
         ("tokenizer.joint=false", "model.share_embeddings needs tokenizer.joint"),
         ("model.hidden_dim=7", "hidden_dim 7 must be even"),
+        ("name=stages", "the name `stages` is taken"),
         ("train.max_epochs", "not of the form KEY=VALUE"),
         ("=3", "not of the form KEY=VALUE"),
         ("name.x=3", "'name' is no table"),

@@ -1,0 +1,87 @@
+"""The batch plan: complete, within its budget, and a function of seed and epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmt.batches import collate, plan_epoch, target_tokens, trainable_rows
+from nmt.config import TrainConfig
+from pipelines.shards import ShardColumns
+from pipelines.tokenizer import BOS_ID, PAD_ID
+
+lengths = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=200)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 300), st.integers(1, 4), st.integers(0, 3))
+def test_every_row_is_in_one_micro_batch_within_the_budget(
+    pairs: list[tuple[int, int]], budget: int, per_update: int, epoch: int
+) -> None:
+    src, tgt = (np.asarray(side) for side in zip(*pairs))
+    rows = trainable_rows(src, tgt, 50)
+    assert rows.tolist() == [i for i, (s, t) in enumerate(pairs) if s <= 50 and t <= 50]
+    if not len(rows):
+        return
+    config = TrainConfig(microbatch_tokens=budget, microbatches_per_update=per_update)
+    plan = plan_epoch(config, epoch, src, tgt, rows)
+    assert sorted(row for update in plan for batch in update for row in batch) == rows.tolist()
+    assert all(len(update) == per_update for update in plan[:-1])
+    for update in plan:
+        for batch in update:
+            assert len(batch) == 1 or len(batch) * max(src[batch].max(), tgt[batch].max()) <= budget
+    assert sum(target_tokens(update, tgt) for update in plan) == tgt[rows].sum()
+
+
+def test_the_plan_is_a_function_of_seed_and_epoch() -> None:
+    rng = np.random.default_rng(1)
+    src, tgt = rng.integers(5, 30, 500), rng.integers(5, 30, 500)
+    rows = trainable_rows(src, tgt, 100)
+
+    def flat(seed: int, epoch: int) -> list[int]:
+        plan = plan_epoch(TrainConfig(seed=seed, microbatch_tokens=200), epoch, src, tgt, rows)
+        return [int(row) for update in plan for batch in update for row in batch]
+
+    assert flat(1, 0) == flat(1, 0)
+    assert flat(1, 0) != flat(1, 1)
+    assert flat(1, 0) != flat(2, 0)
+
+
+def test_padding_is_low_where_lengths_are_many() -> None:
+    rng = np.random.default_rng(2)
+    src = rng.integers(4, 40, 5000)
+    tgt = np.maximum(1, src + rng.integers(-3, 4, 5000))
+    plan = plan_epoch(TrainConfig(microbatch_tokens=2048), 0, src, tgt, trainable_rows(src, tgt, 100))
+    batches = [batch for update in plan for batch in update]
+    padded = sum(len(batch) * (src[batch].max() + tgt[batch].max()) for batch in batches)
+    assert 1 - (src.sum() + tgt.sum()) / padded < 0.08
+
+
+def test_collate_pads_on_the_right_and_shifts_the_target() -> None:
+    shards = ShardColumns(
+        row_id=np.arange(2),
+        src=np.asarray([5, 6, 3, 7, 3], dtype=np.int32),
+        src_offsets=np.asarray([0, 3, 5]),
+        tgt=np.asarray([8, 3, 9, 10, 3], dtype=np.int32),
+        tgt_offsets=np.asarray([0, 2, 5]),
+    )
+    batch = collate(shards, np.asarray([1, 0]))
+    assert batch.src.tolist() == [[7, 3, PAD_ID], [5, 6, 3]]
+    assert batch.src_lengths.tolist() == [2, 3]
+    assert batch.target.tolist() == [[9, 10, 3], [8, 3, PAD_ID]]
+    assert batch.previous.tolist() == [[BOS_ID, 9, 10], [BOS_ID, 8, 3]]
+    assert batch.target_mask().tolist() == [[True, True, True], [True, True, False]]
+
+
+def test_a_row_above_the_budget_is_alone() -> None:
+    src = tgt = np.asarray([3, 90, 3])
+    plan = plan_epoch(TrainConfig(microbatch_tokens=10, max_pieces=100), 0, src, tgt, np.arange(3))
+    assert sorted(sorted(batch.tolist()) for update in plan for batch in update) == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("field", ["microbatch_tokens", "microbatches_per_update", "max_pieces"])
+def test_sizes_of_zero_are_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        TrainConfig.model_validate({field: 0})

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import InputError
+from pipelines.shards import SCHEMA, check_shard, read_shards, shard_paths, write_shard
+
+
+def rows(ids: Sequence[int]) -> pa.Table:
+    """Row n has n + 1 source pieces and one target piece."""
+    return pa.table(
+        {
+            "tgt": [[number, 3] for number in ids],
+            "row_id": list(ids),
+            "corpus": ["captions"] * len(ids),
+            "src": [[*range(4, 4 + number), 3] for number in ids],
+            "score": [0.5] * len(ids),
+        }
+    )
+
+
+def test_written_rows_are_read_in_the_order_of_files(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part-00001.parquet", rows([2]), "digest")
+    write_shard(tmp_path / "part-00000.parquet", rows([0, 1]), "digest")
+    columns = read_shards(tmp_path, "digest")
+    assert len(columns) == 3
+    assert columns.row_id.tolist() == [0, 1, 2]
+    assert columns.src.tolist() == [3, 4, 3, 4, 5, 3]
+    assert columns.src_offsets.tolist() == [0, 1, 3, 6]
+    assert columns.src_lengths().tolist() == [1, 2, 3]
+    assert columns.tgt.tolist() == [0, 3, 1, 3, 2, 3]
+    assert columns.tgt_lengths().tolist() == [2, 2, 2]
+    assert (columns.src.dtype, columns.src_offsets.dtype) == ("int32", "int64")
+
+
+def test_an_empty_shard_has_no_rows(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part-00000.parquet", SCHEMA.empty_table(), "digest")
+    columns = read_shards(tmp_path)
+    assert len(columns) == 0
+    assert columns.src_offsets.tolist() == [0]
+
+
+def test_only_the_columns_of_the_schema_are_written(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part-00000.parquet", rows([1]), "digest")
+    assert pq.read_schema(tmp_path / "part-00000.parquet").remove_metadata() == SCHEMA
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("part-00000.parquet", "part-00001.parquet"):
+        write_shard(tmp_path / name, rows([0, 1, 2]), "digest")
+    assert (tmp_path / "part-00000.parquet").read_bytes() == (tmp_path / "part-00001.parquet").read_bytes()
+
+
+def test_no_temporary_file_is_left(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part-00000.parquet", rows([0]), "digest")
+    assert [path.name for path in tmp_path.iterdir()] == ["part-00000.parquet"]
+
+
+def test_rows_are_counted_by_the_check(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part-00000.parquet", rows([5, 6]), "digest")
+    assert check_shard(tmp_path / "part-00000.parquet", "digest") == 2
+    assert check_shard(tmp_path / "part-00000.parquet") == 2
+
+
+def test_ids_beyond_int32_are_refused(tmp_path: Path) -> None:
+    table = rows([0]).set_column(3, "src", pa.array([[2**40]]))
+    with pytest.raises(pa.ArrowInvalid):
+        write_shard(tmp_path / "part-00000.parquet", table, "digest")
+
+
+def test_another_tokeniser_is_refused_by_both_digests(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part-00000.parquet", rows([0]), "a" * 64)
+    with pytest.raises(InputError, match=r"part-00000\.parquet: encoded by the tokeniser a{12}, expected b{12}"):
+        read_shards(tmp_path, "b" * 64)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    write_shard(path, rows([0]), "digest")
+    metadata = {**pq.read_schema(path).metadata, b"seqloom.shard_format": b"99"}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    with pytest.raises(InputError, match="shard format 99, this version reads 1"):
+        check_shard(path)
+
+
+def test_other_columns_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    metadata = {b"seqloom.shard_format": b"1"}
+    pq.write_table(pa.table({"row_id": [1], "src": [[1]]}).replace_schema_metadata(metadata), path)
+    with pytest.raises(InputError, match=r"columns \['row_id', 'src'\] do not fit the shard schema"):
+        check_shard(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 but not really PAR1"])
+def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "part-00000.parquet"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        check_shard(path)
+
+
+def test_a_parquet_file_of_another_origin_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    pq.write_table(pa.table({"text": ["a"]}), path)
+    with pytest.raises(InputError, match="shard format none"):
+        check_shard(path)
+
+
+def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no shard")
+    with pytest.raises(InputError, match="no shard"):
+        shard_paths(tmp_path)
