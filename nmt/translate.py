@@ -90,7 +90,7 @@ def translate(
         published.checkpoint,
         published.tokenizer,
         published.translation.languages,
-        NormalizeConfig.model_validate(published.translation.normalize),
+        published.translation.normalize,
         config,
         ray,
     )

@@ -100,18 +100,18 @@ class Translator:
             return [ids]
         parts: list[list[int]] = []
         for unit in self._units(text, limit):
-            if parts and len(parts[-1]) + len(unit) <= limit:
+            # The units are without EOS, for which one place is kept.
+            if parts and len(parts[-1]) + len(unit) < limit:
                 parts[-1] = parts[-1] + unit
             else:
                 parts.append(unit)
-        # The units are without EOS, for which one place is kept.
         return [[*part, EOS_ID] for part in parts]
 
     def _units(self, text: str, limit: int) -> list[list[int]]:
         units: list[list[int]] = []
         sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
         for sentence, ids in zip(sentences, self.tokenizer.encode_source(sentences)):
-            if len(ids) < limit:
+            if len(ids) <= limit:
                 units.append(ids[:-1])
                 continue
             for word in self.tokenizer.encode_source(sentence.split()):

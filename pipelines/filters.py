@@ -88,8 +88,8 @@ _MARKUP = (
 )
 _MARKUP_SIGNS = "[<>&{}\\[]"
 # UTF-8 that was read as Windows-1252 or Latin-1: a lead byte (Ã, Â, Ð ...), then what these make of bytes 80 to BF.
-# Left out are the signs that follow such a capital rightly, as closing quotes do.
-_TRAIL = r"\x{80}-\x{9f}¡-¨ª¬®-¹¼-¾€‚ƒ„…†‡ˆ‰Š‹ŒŽ˜™š›œžŸ"
+# (Without what closes a quotation, which may rightly follow such a capital.)
+_TRAIL = r"\x{80}-\x{9f}¡-º¼-¿€‚ƒ„…†‡ˆ‰Š‹ŒŽ˜™š›œžŸ"
 _BROKEN = rf"\x{{fffd}}|[ÃÂÄÅÐÑ][{_TRAIL}]|Ã\x{{a0}}|â[\x{{80}}-\x{{9f}}€‚„][{_TRAIL}“”•–—]|ðŸ|ï»¿"
 # Thousands apart by spaces or apostrophes, and a decimal part; or digits with points and commas between them.
 _NUMBER = re.compile(r"\d{1,3}(?:[ '’]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*")

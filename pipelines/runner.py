@@ -11,25 +11,28 @@ from pipelines.errors import InputError
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
-    # Importing Beam warns of each cloud package that is not there, and configures the root logger on the way.
+def _root_logger_untouched() -> Iterator[None]:
+    # Beam calls `logging.basicConfig` wherever it reads options, which would give a program's root logger a handler.
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
-    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
         logging.getLogger().removeHandler(handler)
 
 
-with _silenced():
+with _root_logger_untouched():
+    # Importing Beam warns of each cloud package that is not there.
+    logging.disable(logging.WARNING)
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
+
+    logging.disable(logging.NOTSET)
 
 __all__ = ["beam", "pipeline_options", "run_pipeline"]
 
 
+@_root_logger_untouched()
 def pipeline_options(config: BeamConfig) -> PipelineOptions:
     """Return Beam's options for a profile. The command line of the process plays no part in them.
 
@@ -52,10 +55,11 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
     return PipelineOptions.from_dictionary({**config.options, "runner": config.runner})
 
 
+@_root_logger_untouched()
 def run_pipeline(build: Callable[[beam.Pipeline], None], config: BeamConfig) -> None:
     """Build a pipeline and run it to its end. Raises InputError as `pipeline_options` does, before anything runs."""
     options = pipeline_options(config)
-    # Beam reports each start of a worker and each missing cloud package; what fails comes as an exception.
+    # Beam reports each start and each end of a worker; what fails comes as an exception.
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     with beam.Pipeline(options=options) as pipeline:
         build(pipeline)

@@ -128,6 +128,13 @@ def test_every_recipe_loads(path: Path) -> None:
     assert recipe.name == path.stem
 
 
+def test_the_recipe_in_the_readme_loads(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "readme.yaml"
+    path.write_text(text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    assert load_recipe(str(path), define={"DATA": "/data"}).name == "news-en-de"
+
+
 def test_there_are_recipes() -> None:
     assert "demo-en-de" in {path.stem for path in recipes()}
 
