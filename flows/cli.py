@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.config import Profile, Recipe, load_profile, load_recipe, load_table, schema, table_overrides
+from flows.process import ProcessFailed
 from pipelines.errors import InputError
 
 if TYPE_CHECKING:
@@ -108,7 +109,11 @@ def command(panel: str, name: str | None = None) -> Callable[[Callable[P, dict[s
                     result = body(*args, **kwargs)
             except InputError as error:
                 described = {"what": error.what, "where": error.where, "remedy": error.remedy}
-                _end(str(error), 2, {"error": described} if as_json else None)
+                # A flow that supervises this process says it itself.
+                message = None if kwargs.get("supervised") else str(error)
+                _end(message, 2, {"error": described} if as_json else None)
+            except ProcessFailed as error:
+                _end(str(error), 1, {"error": str(error)} if as_json else None)
             except KeyboardInterrupt:
                 _end("interrupted; the same command continues", 1, {"error": "interrupted"} if as_json else None)
             if as_json:
@@ -145,7 +150,6 @@ def run(
     _print_plan(plan_stages(loaded, where, workdir), quiet)
     _prepare_prefect(workdir)
     from flows.build import build
-    from flows.process import ProcessFailed
     from flows.run_folder import RunFolder
 
     # Prefect sets up logging at import; on the terminal stand our lines, Prefect's are in its own log of the run.
@@ -155,10 +159,7 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     path = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     definitions = _definitions(define)
-    try:
-        result: dict[str, Any] = build(path, definitions, overrides or [], profile, str(workdir))
-    except ProcessFailed as error:
-        _end(str(error), 1, {"error": str(error)} if as_json else None)
+    result: dict[str, Any] = build(path, definitions, overrides or [], profile, str(workdir))
     _print_result(RunFolder.of(workdir, loaded).stage_runs(), result)
     return result
 
@@ -443,8 +444,9 @@ def _prepare_prefect(workdir: Path) -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(PREFECT_START_S))
 
 
-def _end(message: str, status: int, described: dict[str, Any] | None) -> None:
-    Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(message))
+def _end(message: str | None, status: int, described: dict[str, Any] | None) -> None:
+    if message is not None:
+        Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(message))
     if described is not None:
         print(json.dumps(described, ensure_ascii=False))
     raise typer.Exit(status)

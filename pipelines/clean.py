@@ -12,8 +12,8 @@ Rows are in the order of row_id, within a file and over the files. A row has one
 in dev and test is never judged by score: there only rows go that cannot be read or have an empty side.
 
 Beam carries descriptions of pieces, and 24 bytes of keys for each row; each step reads its piece from the stage's
-folder and writes it back. So the output is the same for every runner and every number of workers. Time: about ten
-seconds for 100,000 pairs on one core, nearly all of it language identification.
+folder and writes it back. So the output is the same for every runner and every number of workers. Time: 35 seconds of
+one core for a million captions, half of it language identification.
 """
 
 from __future__ import annotations

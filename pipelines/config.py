@@ -128,7 +128,7 @@ class RulesConfig(Table):
     broken_encoding: Bound | None = 0.0  # places like `Ã¼`; each one is a wrong word
     control: Bound | None = 0.0  # control characters in the line as it was read: a conversion went wrong
     script: Share | None = 0.4  # letters outside of the language's scripts; names and quotations stay below
-    alphabetic_ratio: Share | None = 0.3  # letters among what is no space: prices and times are above, rows of tables below
+    alphabetic_ratio: Share | None = 0.3  # letters among what is no space: prices and times stay above, tables not
     identical: Bound | None = 2.0  # words of a text that stands on both sides: names may, copied sentences harm
     # Numbers that only one side has, among all: one of two may be spelled out or rounded, all of them may not.
     numbers: Share | None = 0.7

@@ -276,9 +276,7 @@ def read_batches(piece: Piece, batch_rows: int) -> Iterator[RawBatch]:
             row_id = np.arange(first, first + rows, dtype=np.int64)
             lines = [_decoded(reader.take(rows)) for reader in (source, target) if reader is not None]
             if any(len(texts) != rows for texts, _ in lines):
-                raise RuntimeError(
-                    f"{piece.source} or its target has fewer lines than at the start of the run"
-                )
+                raise RuntimeError(f"{piece.source} or its target has fewer lines than at the start of the run")
             yield _pairs(row_id, *lines) if target else _tsv_pairs(row_id, *lines[0], piece.columns)
 
 

@@ -337,16 +337,24 @@ def control(pairs: Pairs) -> Scores:
 
 
 def script(pairs: Pairs) -> Scores:
-    """Score: share of letters outside of the scripts of the language, of the worse side; null without letters."""
-    worst, applies = _worst_share(
-        [(_foreign_letters(side), side.letters) for side in pairs.sides],
-    )
-    return _scores(worst, applies)
+    """Score: share of letters outside of the scripts of the language, of the worse side; null without letters.
+
+    An ideograph counts for three letters, so that a Chinese sentence may name a person in Latin letters.
+    """
+    wholes = [_letter_volume(side) for side in pairs.sides]
+    shares = [_foreign_volume(side) / np.maximum(whole, 1) for side, whole in zip(pairs.sides, wholes)]
+    return _scores(np.maximum(*shares), (wholes[0] > 0) | (wholes[1] > 0))
 
 
-def _foreign_letters(side: Side) -> Counts:
-    table = _foreign_table(side.language)
-    return side.code_points.count(table[side.code_points.index])
+def _letter_volume(side: Side) -> Counts:
+    return side.letters + (_LETTERS_PER_IDEOGRAPH - 1) * side.ideographs
+
+
+def _foreign_volume(side: Side) -> Counts:
+    foreign = _foreign_table(side.language)[side.code_points.index]
+    places = np.flatnonzero(foreign)
+    ideographs = places[(side.code_points.flags[places] & IDEOGRAPH) != 0]
+    return side.code_points.count_at(places) + (_LETTERS_PER_IDEOGRAPH - 1) * side.code_points.count_at(ideographs)
 
 
 @cache
@@ -355,12 +363,6 @@ def _foreign_table(language: str) -> npt.NDArray[np.bool_]:
     expected = [numbers[name] for name in _SCRIPTS.get(language, ("LATIN",))]
     foreign: npt.NDArray[np.bool_] = (table > 0) & ~np.isin(table, expected)
     return foreign
-
-
-def _worst_share(parts_and_wholes: Sequence[tuple[Counts, Counts]]) -> tuple[Values, Flags]:
-    shares = [part / np.maximum(whole, 1) for part, whole in parts_and_wholes]
-    applies = np.logical_or.reduce([whole > 0 for _, whole in parts_and_wholes])
-    return np.maximum.reduce(shares), applies
 
 
 def alphabetic_ratio(pairs: Pairs) -> Scores:
@@ -482,12 +484,12 @@ def _ending(side: Side) -> npt.NDArray[np.str_]:
 def language(pairs: Pairs) -> Scores:
     """Score: p(best language other than the expected one), of the worse side; null below 15 letters on both sides.
 
-    Raises ValueError for a language that the model does not know.
+    An ideograph counts for three letters. Raises ValueError for a language that the model does not know.
     """
     worst = np.zeros(len(pairs), dtype=np.float64)
     applies = np.zeros(len(pairs), dtype=np.bool_)
     for side in pairs.sides:
-        rows = np.flatnonzero(side.letters + (_LETTERS_PER_IDEOGRAPH - 1) * side.ideographs >= _MIN_LANGUAGE_LETTERS)
+        rows = np.flatnonzero(_letter_volume(side) >= _MIN_LANGUAGE_LETTERS)
         if not len(rows):
             continue
         _, other = language_scores(side.texts.take(rows).to_pylist(), side.language)

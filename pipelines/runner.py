@@ -57,9 +57,20 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
 
 @_root_logger_untouched()
 def run_pipeline(build: Callable[[beam.Pipeline], None], config: BeamConfig) -> None:
-    """Build a pipeline and run it to its end. Raises InputError as `pipeline_options` does, before anything runs."""
+    """Build a pipeline and run it to its end.
+
+    Raises InputError as `pipeline_options` does, and for a runner that Beam does not have, before anything runs.
+    """
     options = pipeline_options(config)
     # Beam reports each start and each end of a worker; what fails comes as an exception.
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    with beam.Pipeline(options=options) as pipeline:
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise InputError(
+            f"Beam cannot start the runner {config.runner!r}: {error}",
+            where="beam.runner",
+            remedy="Use one of Beam's runners, as FnApiRunner or FlinkRunner, with the packages that it needs",
+        ) from error
+    with pipeline:
         build(pipeline)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from flows import cli
 from flows.cli import app
+from flows.process import ProcessFailed
 
 RECIPE = """
 name: tiny
@@ -140,6 +142,26 @@ def test_with_json_the_error_is_one_object_on_standard_output() -> None:
     assert result.exit_code == 2
     error = json.loads(result.stdout)["error"]
     assert (error["what"], error["where"]) == ("no such recipe", "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ProcessFailed("stage train", 1, ["out of memory"]), "stage train ended with exit status 1"),
+        (KeyboardInterrupt(), "interrupted; the same command continues"),
+    ],
+)
+def test_a_failure_or_an_interrupt_ends_with_status_one(
+    monkeypatch: pytest.MonkeyPatch, recipe: str, error: BaseException, says: str
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "load_recipe", fail)
+    result = seqloom("run", recipe, "--json")
+    assert result.exit_code == 1
+    assert f"error: {says}" in result.stderr
+    assert "error" in json.loads(result.stdout)
 
 
 def test_the_process_ends_without_a_traceback() -> None:

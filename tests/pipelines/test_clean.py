@@ -319,6 +319,11 @@ def test_beam_options_that_cannot_be_used_are_refused(tmp_path: Path, options: d
         run(small(tmp_path, GOOD[:2]), tmp_path / "stages", beam=BeamConfig(options=options))
 
 
+def test_a_runner_that_beam_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"beam\.runner: Beam cannot start the runner 'NoRunner'"):
+        run(small(tmp_path, GOOD[:2]), tmp_path / "stages", beam=BeamConfig(runner="NoRunner"))
+
+
 def test_lost_rows_fail_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published = stage._published
 

@@ -112,6 +112,8 @@ def test_the_score_of_a_pair(rule: str, src: str, tgt: str, expected: float | No
         ("long_word", "abc", "一" * 100, 3),
         ("script", "Huawei", "华为公司", 0),
         ("script", "A dog", "A dog", 1.0),
+        ("script", "Tom swam.", "Tom游泳。", 3 / 9),
+        ("script", "A dog 狗", "一只狗", 3 / 7),
         ("repetition", "Ha", "哈哈" * 10, 20),
     ],
 )

@@ -26,6 +26,11 @@ def test_sister_languages_do_not_speak_against_each_other() -> None:
     assert right[0] > 0.5
 
 
+def test_chinese_is_not_taken_for_japanese() -> None:
+    _, other = language_scores(["一大片海和阴云密布的天空。", "真是太可惜了！"], "zh")
+    assert other.max() < 0.1
+
+
 def test_no_text_gives_no_score() -> None:
     right, other = language_scores([], "en")
     assert len(right) == len(other) == 0
