@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import SPLITS, BeamConfig, ShardConfig
-from pipelines.runner import run_pipeline
+from pipelines.runner import beam, run_pipeline
 from pipelines.shards import SHARD_FORMAT, write_shard
 from pipelines.stage import StageResult, StageRun, run_stage, write_atomically
 from pipelines.tokenizer import UNK_ID, Tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from nmt.config import ModelConfig, TrainConfig
 from nmt.metrics import read_metrics
 from nmt.train import train
 from pipelines.errors import InputError
-from pipelines.stage import StageRun
+from pipelines.stage import StageRun, read_manifest
 from tests.nmt.conftest import ToyStages
 
 MODEL = ModelConfig(embedding_dim=16, hidden_dim=24, dropout=0.1)
@@ -72,17 +73,32 @@ def test_early_stopping_ends_after_patience_validations_without_a_better_one(toy
     assert counters["epochs"] == 3
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_any_number_of_ray_workers_computes_the_same_updates(
-    toy: ToyStages, undisturbed: StageRun, tmp_path: Path, workers: int
+@pytest.fixture(scope="module")
+def undisturbed_pair(toy: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    return run_train(toy, tmp_path_factory.mktemp("pair"), workers=2)
+
+
+def assert_same_updates(found: StageRun, expected: StageRun) -> None:
+    weights = final_weights(found)
+    assert weights.keys() == final_weights(expected).keys()
+    for name, tensor in final_weights(expected).items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_one_ray_worker_computes_what_one_process_without_ray_does(
+    toy: ToyStages, undisturbed: StageRun, tmp_path: Path
 ) -> None:
-    run = run_train(toy, tmp_path, workers=workers)
-    expected, found = final_weights(undisturbed), final_weights(run)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
-    if workers == 1:
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    found = final_weights(run_train(toy, tmp_path, workers=1))
+    assert all(torch.equal(found[name], tensor) for name, tensor in final_weights(undisturbed).items())
+
+
+def test_two_workers_compute_the_same_updates(undisturbed: StageRun, undisturbed_pair: StageRun) -> None:
+    assert_same_updates(undisturbed_pair, undisturbed)
+    assert undisturbed_pair.manifest.counters["num_workers"] == 2
+
+
+def test_three_workers_compute_the_same_updates(toy: ToyStages, undisturbed: StageRun, tmp_path: Path) -> None:
+    assert_same_updates(run_train(toy, tmp_path, workers=3), undisturbed)
 
 
 _DRIVER = """
@@ -114,25 +130,60 @@ def _wait_for_checkpoint(root: Path) -> None:
     pytest.fail("no checkpoint within two minutes")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+def assert_bit_for_bit(found: StageRun, expected: StageRun) -> None:
+    weights = final_weights(found)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in final_weights(expected).items())
+
+    def updates(run: StageRun) -> list[tuple[str, int]]:
+        return [(record["kind"], record["update"]) for record in read_metrics(run.folder / "metrics.jsonl")]
+
+    assert updates(found) == updates(expected)
+
+
+@pytest.mark.parametrize("workers", [None, 2])
 def test_a_run_killed_whole_continues_to_the_same_weights_bit_for_bit(
-    toy: ToyStages, undisturbed: StageRun, tmp_path: Path, workers: int
+    toy: ToyStages, undisturbed: StageRun, undisturbed_pair: StageRun, tmp_path: Path, workers: int | None
 ) -> None:
-    process = _start(toy, tmp_path / "killed", workers)
-    _wait_for_checkpoint(tmp_path / "killed")
+    process = _start(toy, tmp_path, workers or 0)
+    _wait_for_checkpoint(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    if any((tmp_path / "killed").glob("train-*/manifest.json")):
-        pytest.fail("the run ended before it could be killed")
-    continued = run_train(toy, tmp_path / "killed", workers=workers or None)
-    expected = undisturbed if not workers else run_train(toy, tmp_path / "whole", workers=workers)
-    found = final_weights(continued)
-    assert all(torch.equal(found[name], tensor) for name, tensor in final_weights(expected).items())
-    assert load_file(continued.folder / "best/model.safetensors").keys() == found.keys()
-    records = read_metrics(continued.folder / "metrics.jsonl")
-    assert [r["update"] for r in records if r["kind"] == "train"] == [
-        r["update"] for r in read_metrics(expected.folder / "metrics.jsonl") if r["kind"] == "train"
-    ]
+    assert not list(tmp_path.glob("train-*/manifest.json")), "the run ended before it could be killed"
+    assert_bit_for_bit(run_train(toy, tmp_path, workers=workers), undisturbed_pair if workers else undisturbed)
+
+
+def _train_workers(ancestor: int) -> list[int]:
+    """Return the processes of Ray Train's workers that descend from a process."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # a process that has just ended
+            stat = (folder / "stat").read_text()
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes()
+
+    def descends(process: int) -> bool:
+        while process in parents and process != ancestor:
+            process = parents[process]
+        return process == ancestor
+
+    return sorted(process for process, name in names.items() if b"RayTrainWorker" in name and descends(process))
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same_bit_for_bit(
+    toy: ToyStages, undisturbed_pair: StageRun, tmp_path: Path
+) -> None:
+    process = _start(toy, tmp_path, 2)
+    _wait_for_checkpoint(tmp_path)
+    workers = _train_workers(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[-1], signal.SIGKILL)
+    assert process.wait(timeout=180) == 0
+    folder = next(tmp_path.glob("train-*"))
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert_bit_for_bit(StageRun(folder, manifest, reused=False), undisturbed_pair)
+    # Each start of the worker that writes opens a file of its own: there was a second start.
+    assert len(list((folder / "tensorboard").glob("events.out.tfevents.*"))) == 2
 
 
 def test_shards_of_another_tokeniser_are_refused(toy: ToyStages, tmp_path: Path) -> None:
