@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.config import Profile, Recipe
 from pipelines.errors import InputError
-from pipelines.stage import StageRun, read_manifest, write_atomically
+from pipelines.stage import StageRun, read_manifest, replacing, write_atomically
 
 RUN_FORMAT = 1
 
@@ -93,9 +93,8 @@ class RunFolder:
 
     def write(self, manifest: RunManifest, evaluated: StageRun) -> None:
         """Write scores.json, and manifest.json last."""
-        temporary = self.folder / f".tmp-{uuid.uuid4().hex}"
-        shutil.copyfile(evaluated.folder / "scores.json", temporary)
-        temporary.replace(self.scores)
+        with replacing(self.scores) as temporary:
+            shutil.copyfile(evaluated.folder / "scores.json", temporary)
         write_atomically(self.manifest, manifest.model_dump_json(indent=1) + "\n")
 
     def read(self) -> RunManifest:

@@ -18,7 +18,6 @@ import json
 import logging
 import shutil
 import time
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +40,7 @@ from pipelines.stage import (
     StageRun,
     digest_of,
     file_sha256,
+    replacing,
     run_stage,
     write_atomically,
 )
@@ -247,9 +247,8 @@ def _cut(lines: Iterable[tuple[str, str | None]], work: Path, rows_per_shard: in
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 # Shards of work to translated shards
@@ -303,7 +302,7 @@ def _run_with_ray(todo: list[Path], translator: TranslatorConfig, config: RayCon
     with ray_session(config, num_cpus=actors * config.threads_per_worker):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that we turned its progress bars off
         dataset = ray.data.from_items([{"path": str(path)} for path in todo], override_num_blocks=len(todo))
         started = time.monotonic()
         results = dataset.map_batches(
@@ -326,28 +325,31 @@ def _run_with_ray(todo: list[Path], translator: TranslatorConfig, config: RayCon
 
 def _joined(shards: list[Path], output: Path) -> tuple[int, int]:
     """Return rows and errors of the output, made of the translated shards in order, whole or not at all."""
-    temporary = output.with_name(f".tmp-{uuid.uuid4().hex}-{output.name}")
     faults: list[dict[str, Any]] = []
     rows = 0
-    tables = ((shard, pq.read_table(_translated_path(shard), schema=OUTPUT_SCHEMA)) for shard in shards)
-    if output.suffix == ".parquet":
-        with pq.ParquetWriter(temporary, OUTPUT_SCHEMA, compression="zstd") as writer:
-            for shard, table in tables:
-                rows += _same_rows(shard, table)
-                faults += _faults(table)
-                writer.write_table(table)
-    else:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for shard, table in tables:
-                rows += _same_rows(shard, table)
-                faults += _faults(table)
-                file.writelines(f"{translation}\n" for translation in table["translation"].to_pylist())
-        report = output.with_name(output.name + ".errors.jsonl")
-        report.unlink(missing_ok=True)
-        if faults:
-            write_atomically(report, "".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults))
-            log.warning("%d lines have no translation: see %s", len(faults), report)
-    temporary.replace(output)
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal rows
+        for shard in shards:
+            table = pq.read_table(_translated_path(shard), schema=OUTPUT_SCHEMA)
+            rows += _same_rows(shard, table)
+            faults.extend(_faults(table))
+            yield table
+
+    with replacing(output) as temporary:
+        if output.suffix == ".parquet":
+            with pq.ParquetWriter(temporary, OUTPUT_SCHEMA, compression="zstd") as writer:
+                for table in tables():
+                    writer.write_table(table)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                for table in tables():
+                    file.writelines(f"{translation}\n" for translation in table["translation"].to_pylist())
+            report = output.with_name(output.name + ".errors.jsonl")
+            report.unlink(missing_ok=True)
+            if faults:
+                write_atomically(report, "".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults))
+                log.warning("%d lines have no translation: see %s", len(faults), report)
     return rows, len(faults)
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ from pipelines.language_id import is_known
 from pipelines.leakage import LEAKAGE_REASONS, NO_LEAK, HeldOutKeys, held_out_keys, leaks, merged
 from pipelines.normalize import normalize
 from pipelines.runner import beam, run_pipeline
-from pipelines.stage import StageResult, StageRun, run_stage
+from pipelines.stage import StageResult, StageRun, replacing, run_stage
 
 STAGE_VERSION = 1
 
@@ -296,13 +295,15 @@ def _score(job: Job, description: dict[str, Any]) -> tuple[int, bytes]:
     piece = Piece.from_dict(description)
     keys: list[bytes] = []
     path = job.file("scored", piece.index)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, _SCORED_SCHEMA) as writer:
+    with (
+        replacing(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, _SCORED_SCHEMA) as writer,
+    ):
         for raw in read_batches(piece, _BATCH_ROWS):
             table = _scored(job, piece, raw)
             writer.write_table(table)
             keys.append(_pair_keys_of(job, table))
-    temporary.replace(path)
     return piece.index, b"".join(keys)
 
 
@@ -467,10 +468,8 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    # A step that a runner runs twice writes the same file twice; a reader sees it whole or not at all.
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    write(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        write(temporary)
 
 
 def _counters(job: Job, corpora: list[Corpus]) -> dict[str, Any]:
@@ -495,7 +494,8 @@ def _counters(job: Job, corpora: list[Corpus]) -> dict[str, Any]:
                 "rejected": {reason: rejected[reason] for reason in reasons},
             }
         )
-        log.info("%s/%s: %d rows read, %d kept, rejected %s", corpus.split, corpus.name, corpus.rows, kept, +rejected)
+        most = _most(rejected) or "none"
+        log.info("%s/%s: %d rows read, %d kept, rejected %s", corpus.split, corpus.name, corpus.rows, kept, most)
     histograms = {
         when: {side: {"edges": list(LENGTH_EDGES), "rows": rows.tolist()} for side, rows in sides.items()}
         for when, sides in lengths.items()
@@ -532,7 +532,7 @@ def _check_counts(waterfall: list[dict[str, Any]], config: CleanConfig) -> None:
 
 
 def _most(rejected: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {rows}" for reason, rows in Counter(rejected).most_common(3) if rows)
+    return ", ".join(f"{reason} {rows}" for reason, rows in Counter(rejected).most_common(4) if rows)
 
 
 def _published(job: Job, corpora: list[Corpus], folder: Path) -> list[str]:

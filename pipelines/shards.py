@@ -8,7 +8,6 @@ Rows are in the order of `row_id` within a file, and files in the order of their
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
+from pipelines.stage import replacing
 
 SHARD_FORMAT = 1
 _FORMAT_KEY = b"seqloom.shard_format"
@@ -62,13 +62,12 @@ class ShardColumns:
 def write_shard(path: Path, table: pa.Table, tokenizer_digest: str) -> None:
     """Write one shard under its final name only when it is whole; the same rows give the same bytes.
 
-    Raises pa.ArrowInvalid when the table's columns do not fit SCHEMA.
+    Raises KeyError when a column is missing, and pa.ArrowInvalid when one does not fit SCHEMA.
     """
     metadata = {_FORMAT_KEY: str(SHARD_FORMAT).encode(), _TOKENIZER_KEY: tokenizer_digest.encode()}
     table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(metadata)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
-    pq.write_table(table, temporary, compression="zstd", store_schema=True)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", store_schema=True)
 
 
 def check_shard(path: Path, tokenizer_digest: str | None = None) -> int:
@@ -118,7 +117,7 @@ def shard_paths(folder: Path) -> list[Path]:
 def read_shards(folder: Path, tokenizer_digest: str | None = None) -> ShardColumns:
     """Return all rows of one split, files in order. Raises InputError as `check_shard` and `shard_paths` do."""
     tables = list(_checked_tables(folder, tokenizer_digest))
-    table = pa.concat_tables(tables).combine_chunks()
+    table = pa.concat_tables(tables)
     src, src_offsets = _flat(table["src"])
     tgt, tgt_offsets = _flat(table["tgt"])
     return ShardColumns(table["row_id"].to_numpy(), src, src_offsets, tgt, tgt_offsets)

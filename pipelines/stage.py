@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import pyarrow.parquet as pq
@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipelines.errors import InputError
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT: Literal[1] = 1
 KEY_DIGITS = 12
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = MANIFEST_FORMAT
+    format: Literal[1] = MANIFEST_FORMAT
     stage: str
     version: int
     key: str
@@ -139,29 +139,51 @@ def stage_folder(root: Path, name: str, key: str) -> Path:
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a finished stage, or None where the stage has not finished.
 
-    Raises InputError when the file is there but cannot be read as a manifest.
+    Raises InputError when the file is there but cannot be read as a manifest, or an output that it names is gone.
     """
     path = folder / MANIFEST_NAME
     if not path.exists():
         return None
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise InputError(
             f"not a manifest of format {MANIFEST_FORMAT} ({error.error_count()} faults)",
             where=str(path),
             remedy="Remove this folder, and the stage will run again",
         ) from error
+    for output in manifest.outputs:
+        file = folder / output.path
+        if not file.is_file() or file.stat().st_size != output.bytes:
+            raise InputError(
+                "an output of the finished stage is missing or has changed",
+                where=str(file),
+                remedy=f"Remove the folder {folder}, and the stage will run again",
+            )
+    return manifest
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a new name beside `path`: what is written there takes the place of `path` at the end, whole.
+
+    Where the block fails, `path` stays as it was and nothing is left over. Readers see all of a file or none of it, and
+    a step that runs twice writes the same file twice.
+    """
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees all of it or none of it."""
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+    """Write a text file, on the disk when this returns, so that a reader sees all of it or none of it."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def run_stage(
