@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
-from nmt.batches import Rows, collate, packed, plan_epoch, target_tokens, trainable_rows
+from nmt.batches import Rows, collate, plan_epoch, target_tokens, trainable_rows
 from nmt.checkpoint import (
     CheckpointConfig,
     TrainState,
@@ -39,15 +38,14 @@ from nmt.checkpoint import (
     save_training,
     training_checkpoints,
 )
-from nmt.config import ModelConfig, RayConfig, TrainConfig, TranslateConfig
+from nmt.config import ModelConfig, RayConfig, TrainConfig
 from nmt.evaluate import corpus_bleu
 from nmt.metrics import METRICS_FILE, MetricsWriter, progress_logged
 from nmt.model.seq2seq import RecurrentSeq2Seq, build_model
-from nmt.objectives.supervised import supervised
 from nmt.optim import Averages, learning_rate, make_optimizer
 from nmt.ray_session import ray_session
-from nmt.search import search
-from nmt.step import FlatGradients, UpdateFigures, World, autocast, train_step
+from nmt.step import FlatGradients, UpdateFigures, World, train_step
+from nmt.validation import score_rows
 from pipelines.errors import InputError
 from pipelines.shards import ShardColumns, read_shards
 from pipelines.stage import StageResult, StageRun, run_stage
@@ -390,7 +388,7 @@ def _validate(run: _Run) -> None:
     """Score the (averaged) weights on dev by loss and by BLEU of real translations; keep them if they are the best."""
     started = time.monotonic()
     with _averaged(run):
-        loss, translations = _score_dev(run)
+        loss, translations = score_rows(run.model, run.dev, run.tokenizer, run.job.train, run.world)
         bleu = corpus_bleu(translations, run.references, run.job.bleu_tokenize)
         dev = {"loss": loss, "bleu": bleu}
         metric = bleu if run.job.train.early_stopping_metric == "bleu" else -loss
@@ -438,36 +436,6 @@ def _averaged(run: _Run) -> Iterator[None]:
         yield
     finally:
         run.averages.swap()
-
-
-def _score_dev(run: _Run) -> tuple[float, list[str]]:
-    """Return dev's negative log-likelihood per target piece and its translations; each worker does its share."""
-    config, world = run.job.train, run.world
-    decoding = TranslateConfig(method="beam", beam_size=config.validation_beam_size)
-    src_lengths, tgt_lengths = run.dev.src_lengths(), run.dev.tgt_lengths()
-    order = np.lexsort((tgt_lengths, src_lengths))
-    batches = packed(order, np.maximum(src_lengths, tgt_lengths)[order], config.microbatch_tokens)
-    losses: dict[int, tuple[float, int]] = {}
-    found: dict[int, list[int]] = {}
-    for number, rows in enumerate(batches):
-        if number % world.size != world.rank:
-            continue
-        batch = collate(run.dev, rows).to(world.device)
-        with torch.inference_mode(), autocast(config.precision, world.device):
-            loss = supervised(run.model, batch, None, label_smoothing=0.0)
-            hypotheses = search(run.model, batch.src, batch.src_lengths, decoding)
-        losses[number] = (float(loss.nll), loss.weight)
-        found |= {int(row): hypothesis.ids for row, hypothesis in zip(rows, hypotheses)}
-    shares: list[Any] = [(losses, found)]
-    if world.size > 1:
-        shares = [None] * world.size
-        dist.all_gather_object(shares, (losses, found))
-    # Summed in the order of the batches, so that every number of workers finds the same.
-    every_loss = {number: value for share, _ in shares for number, value in share.items()}
-    nll = sum(every_loss[number][0] for number in range(len(batches)))
-    every_row = {row: ids for _, share in shares for row, ids in share.items()}
-    translations = run.tokenizer.decode_target([every_row[row] for row in range(len(run.dev))])
-    return nll / int(tgt_lengths.sum()), translations
 
 
 # The end

@@ -1,0 +1,49 @@
+"""How good the weights are on dev: the loss of teacher forcing, and real translations. Every worker does its share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from nmt.batches import collate, packed
+from nmt.config import TrainConfig, TranslateConfig
+from nmt.model.seq2seq import RecurrentSeq2Seq
+from nmt.objectives.supervised import supervised
+from nmt.search import search
+from nmt.step import World, autocast
+from pipelines.shards import ShardColumns
+from pipelines.tokenizer import Tokenizer
+
+
+def score_rows(
+    model: RecurrentSeq2Seq, shards: ShardColumns, tokenizer: Tokenizer, config: TrainConfig, world: World
+) -> tuple[float, list[str]]:
+    """Return the negative log-likelihood per target piece (nats) and the translations of all rows, in order.
+
+    The same on every worker and for every number of workers: batches are dealt out, and their sums are added in the
+    batches' order.
+    """
+    decoding = TranslateConfig(method="beam", beam_size=config.validation_beam_size)
+    src_lengths, tgt_lengths = shards.src_lengths(), shards.tgt_lengths()
+    order = np.lexsort((tgt_lengths, src_lengths))
+    batches = packed(order, np.maximum(src_lengths, tgt_lengths)[order], config.microbatch_tokens)
+    losses: dict[int, float] = {}
+    found: dict[int, list[int]] = {}
+    for number in range(world.rank, len(batches), world.size):
+        rows = batches[number]
+        batch = collate(shards, rows).to(world.device)
+        with torch.inference_mode(), autocast(config.precision, world.device):
+            losses[number] = float(supervised(model, batch, None, label_smoothing=0.0).nll)
+            hypotheses = search(model, batch.src, batch.src_lengths, decoding)
+        found |= {int(row): hypothesis.ids for row, hypothesis in zip(rows, hypotheses)}
+    shares: list[Any] = [(losses, found)]
+    if world.size > 1:
+        shares = [None] * world.size
+        dist.all_gather_object(shares, (losses, found))
+    every_loss = {number: nll for share, _ in shares for number, nll in share.items()}
+    every_row = {row: ids for _, share in shares for row, ids in share.items()}
+    nll = sum(every_loss[number] for number in range(len(batches)))
+    return nll / int(tgt_lengths.sum()), tokenizer.decode_target([every_row[row] for row in range(len(shards))])
