@@ -25,7 +25,7 @@ from tests.nmt.conftest import ToyStages
 
 MODEL = ModelConfig(embedding_dim=16, hidden_dim=24, dropout=0.1)
 CONFIG = TrainConfig(
-    max_epochs=3, microbatch_tokens=160, microbatches_per_update=4, learning_rate=0.01, warmup_updates=4,
+    max_epochs=14, patience=14, microbatch_tokens=160, microbatches_per_update=4, learning_rate=0.01, warmup_updates=4,
     ema_decay=0.9, checkpoint_updates=3, log_updates=2,
 )  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_tensorboard_is_written(undisturbed: StageRun) -> None:
 
 def test_early_stopping_ends_after_patience_validations_without_a_better_one(toy: ToyStages, tmp_path: Path) -> None:
     # A learning rate that changes nothing: no later validation can be better than the first.
-    config = CONFIG.model_copy(update={"learning_rate": 1e-30, "patience": 2, "max_epochs": 50})
+    config = CONFIG.model_copy(update={"learning_rate": 1e-30, "patience": 2})
     counters = run_train(toy, tmp_path, config=config).manifest.counters
     assert counters["stopped"] == "patience"
     assert counters["epochs"] == 3
