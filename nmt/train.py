@@ -203,8 +203,8 @@ def train_loop(job: TrainJob, world: World) -> None:
     With more than one worker torch.distributed must be set up. The worker of rank 0 writes.
     Raises FloatingPointError when an update's loss or gradient is not finite.
     """
-    # oneDNN keeps what it has made for each shape, of which length buckets give hundreds. Its own bound is 1024: with 64 a
-    # worker had 1.5 GB in place of 2.3 GB after 200 updates on captions, at 98 % of the speed. Read at its first use.
+    # oneDNN keeps what it has made for each shape, of which length buckets give hundreds. Its bound is 1024: with 64
+    # a worker had 1.5 GB in place of 2.3 GB after 200 updates on captions, at 98 % of the speed. Read at first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(job.threads)
     torch.set_float32_matmul_precision(job.train.matmul_precision)
