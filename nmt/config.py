@@ -74,7 +74,7 @@ class TranslateConfig(Table):
     max_length_offset: int = Field(default=10, ge=1)
     max_source_pieces: int = Field(default=200, ge=8)  # a longer line is split at sentence ends and joined again
     batch_tokens: int = Field(default=1024, ge=1)  # source pieces, padded, in a batch
-    rows_per_shard: int = Field(default=2000, ge=1)  # of work: what a restart may have to do again
+    rows_per_shard: int = Field(default=500, ge=1)  # of work: what an actor takes, and a restart does again
     precision: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
 
