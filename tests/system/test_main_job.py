@@ -101,6 +101,18 @@ def test_the_published_model_translates_by_itself(finished: Any, tmp_path: Path)
     assert json.loads(done.stdout.splitlines()[-1])["rows"] == 3
 
 
+def test_a_checkpoint_of_another_tokeniser_ends_with_status_two(finished: Any) -> None:
+    folder, arguments, _ = finished
+    other = run("stage", "fit_tokenizer", *arguments, "--set", "tokenizer.vocab_size=650", "--json")
+    tokenizer = json.loads(other.stdout.splitlines()[-1])["folder"]
+    inputs = [f"{stage}={folder / 'stages' / stage}" for stage in ("clean", "encode", "train")]
+    given = [part for each in [*inputs, f"fit_tokenizer={tokenizer}"] for part in ("--input", each)]
+    done = run("stage", "translate", *arguments, *given, status=2)
+    message = " ".join(done.stderr.split())
+    assert "the checkpoint belongs to the tokeniser" in message
+    assert "Use the tokeniser that the model was trained with" in message
+
+
 def test_a_second_run_has_nothing_to_do_and_publishes_the_same_version(finished: Any) -> None:
     _, arguments, answer = finished
     plan = json.loads(run("plan", *arguments, "--json").stdout.splitlines()[-1])
