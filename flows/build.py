@@ -75,7 +75,7 @@ def stage_task(stage: Stage) -> Task[..., str]:
     return run
 
 
-@task(name="publish", description="Ask the gate, and publish the model where it lets it pass")
+@task(name="publish", task_run_name="publish", description="Ask the gate, and publish the model where it lets it pass")
 def publish_model(recipe: Recipe, runs: dict[str, StageRun], run_folder: RunFolder) -> dict[str, Any]:
     """Return the gate's answer: {"published", "reasons", ...}."""
     answer = publish(recipe, runs, run_folder.model)
@@ -86,7 +86,7 @@ def publish_model(recipe: Recipe, runs: dict[str, StageRun], run_folder: RunFold
     return answer
 
 
-@task(name="report", description="Write report.html from the stages' manifests")
+@task(name="report", task_run_name="report", description="Write report.html from the stages' manifests")
 def write_report(recipe: Recipe, runs: dict[str, StageRun], gate: dict[str, Any], run_folder: RunFolder) -> str:
     """Return the path of the report."""
     report(runs, recipe, run_folder.report, verdict=gate)
