@@ -22,23 +22,40 @@ log = logging.getLogger(__name__)
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl in order; a last line that is not whole yet is left out."""
+    return _read_from(path, 0)[0]
+
+
+def _read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the records that begin at a byte or after it, and where the next one will begin.
+
+    A resumed run drops the records that it will write again: where the file is shorter than that, its end counts.
+    """
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+        return [], 0
+    with path.open("rb") as file:
+        offset = min(offset, path.stat().st_size)
+        file.seek(offset)
+        whole = file.read().rpartition(b"\n")
+    return [json.loads(line) for line in whole[0].split(b"\n") if line], offset + len(whole[0]) + len(whole[1])
 
 
 class MetricsWriter:
     """Appends records to metrics.jsonl and their figures to TensorBoard.
 
-    Opened at `update`, it first drops what an interrupted run recorded beyond it: that will be computed again.
+    Opened at `update`, it first drops what an interrupted run recorded beyond it: that will be computed again, and so
+    will the validation at `update` itself where the checkpoint was written before it (`validated` is false).
     """
 
-    def __init__(self, folder: Path, update: int) -> None:
+    def __init__(self, folder: Path, update: int, *, validated: bool = True) -> None:
         from tensorboardX import SummaryWriter
 
         path = folder / METRICS_FILE
-        kept = [record for record in read_metrics(path) if record["update"] <= update]
+        kept = [
+            record
+            for record in read_metrics(path)
+            if record["update"] < update
+            or (record["update"] == update and (validated or record["kind"] != "validation"))
+        ]
         write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1)
@@ -64,8 +81,8 @@ class MetricsWriter:
 def progress_logged(path: Path) -> Iterator[None]:
     """Log the progress of the run that appends to `path`: every validation, and a line of counters each 30 s."""
     done = threading.Event()
-    seen = len(read_metrics(path))
-    follower = threading.Thread(target=_follow, args=(path, done, seen), name="progress", daemon=True)
+    _, offset = _read_from(path, 0)
+    follower = threading.Thread(target=_follow, args=(path, done, offset), name="progress", daemon=True)
     follower.start()
     try:
         yield
@@ -74,20 +91,17 @@ def progress_logged(path: Path) -> Iterator[None]:
         follower.join()
 
 
-def _follow(path: Path, done: threading.Event, seen: int) -> None:
+def _follow(path: Path, done: threading.Event, offset: int) -> None:
     last_line = float("-inf")
     while True:
         finished = done.wait(_LOOK_EVERY_S)
-        records = read_metrics(path)
-        # A resumed run has dropped the records that it will write again.
-        seen = min(seen, len(records))
-        for record in records[seen:]:
+        records, offset = _read_from(path, offset)
+        for record in records:
             if record["kind"] == "validation":
                 log.info("%s", validation_line(record))
             elif time.monotonic() - last_line >= _LINE_EVERY_S:
                 last_line = time.monotonic()
                 log.info("%s", train_line(record))
-        seen = len(records)
         if finished:
             return
 

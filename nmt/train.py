@@ -34,6 +34,7 @@ from nmt.checkpoint import (
     CheckpointConfig,
     TrainState,
     load_config,
+    load_model,
     load_training,
     save_model,
     save_training,
@@ -106,14 +107,14 @@ def train(
             bleu_tokenize=bleu_tokenize,
             threads=ray.threads_per_worker,
         )
-        _check(job)
+        num_rows, too_long = _check(job)
         with progress_logged(folder / METRICS_FILE):
             if use_ray:
                 _train_with_ray(job, ray)
             else:
                 device = torch.device("cuda" if ray.use_gpu else "cpu")
                 train_loop(job, World(0, 1, device))
-        return _finished(job, ray.num_workers if use_ray else 1)
+        return _finished(folder, num_rows, too_long, ray.num_workers if use_ray else 1)
 
     settings = {
         "model": model.model_dump(mode="json"),
@@ -123,11 +124,12 @@ def train(
     return run_stage("train", STAGE_VERSION, settings, inputs, root, body, keeps_partial_output=True)
 
 
-def _check(job: TrainJob) -> None:
-    """Raise what is the user's to mend here, before a worker starts."""
+def _check(job: TrainJob) -> tuple[int, int]:
+    """Return the rows to train on and those that are too long; raise what is the user's to mend before a start."""
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     shards = read_shards(Path(job.shards) / "train", tokenizer.digest)
-    if not len(trainable_rows(shards.src_lengths(), shards.tgt_lengths(), job.train.max_pieces)):
+    num_rows = len(trainable_rows(shards.src_lengths(), shards.tgt_lengths(), job.train.max_pieces))
+    if not num_rows:
         raise InputError(
             f"no row of train has at most {job.train.max_pieces} pieces on both sides",
             where="train.max_pieces",
@@ -135,6 +137,7 @@ def _check(job: TrainJob) -> None:
         )
     for checkpoint in training_checkpoints(Path(job.folder) / "checkpoints")[-1:]:
         load_config(checkpoint, tokenizer=tokenizer.digest)
+    return num_rows, len(shards) - num_rows
 
 
 # The thin carrier
@@ -224,16 +227,17 @@ def train_loop(job: TrainJob, world: World) -> None:
         for update in plan[run.state.updates_of_epoch :]:
             if run.state.update == config.max_updates:
                 break
-            figures, rate = _one_update(run, update, tgt_lengths, total)
+            tokens = target_tokens(update, tgt_lengths)
+            figures, rate = _one_update(run, update, tokens, total)
             run.state = run.state.model_copy(
                 update={
                     "update": run.state.update + 1,
                     "updates_of_epoch": run.state.updates_of_epoch + 1,
-                    "target_tokens": run.state.target_tokens + target_tokens(update, tgt_lengths),
+                    "target_tokens": run.state.target_tokens + tokens,
                     "seconds": round(time.monotonic() - started, 3),
                 }
             )
-            window.add(update, figures)
+            window.add(update, tokens, figures)
             if run.state.update % config.log_updates == 0:
                 _write(run, window.record(run.state, rate, total))
             if run.state.update % config.checkpoint_updates == 0:
@@ -269,6 +273,8 @@ def _start(job: TrainJob, world: World) -> _Run:
         state = load_training(checkpoint, model, optimizer, averages, tokenizer.digest)
         log.info("continuing from %s", checkpoint)
     dev = read_shards(shards / "dev", tokenizer.digest)
+    # Only the checkpoint behind a validation is at the start of an epoch, or the last.
+    validated = state.updates_of_epoch == 0 or state.stopped is not None
     return _Run(
         job=job,
         world=world,
@@ -281,7 +287,7 @@ def _start(job: TrainJob, world: World) -> _Run:
         flat=FlatGradients(list(model.parameters())),
         averages=averages,
         state=state,
-        metrics=MetricsWriter(folder, state.update) if world.rank == 0 else None,
+        metrics=MetricsWriter(folder, state.update, validated=validated) if world.rank == 0 else None,
     )
 
 
@@ -293,7 +299,7 @@ def _references(folder: Path, dev: ShardColumns) -> list[str]:
     return [text for table in tables for text in table["tgt_raw"].to_pylist()]
 
 
-def _one_update(run: _Run, update: list[Rows], tgt_lengths: Rows, total: int) -> tuple[UpdateFigures, float]:
+def _one_update(run: _Run, update: list[Rows], tokens: int, total: int) -> tuple[UpdateFigures, float]:
     world, config = run.world, run.job.train
     mine = [(i, collate(run.train, rows)) for i, rows in enumerate(update) if i % world.size == world.rank]
     rate = learning_rate(config, run.state.update, total)
@@ -305,7 +311,7 @@ def _one_update(run: _Run, update: list[Rows], tgt_lengths: Rows, total: int) ->
         mine,
         config,
         update=run.state.update,
-        target_tokens=target_tokens(update, tgt_lengths),
+        target_tokens=tokens,
         rate=rate,
         world=world,
     )
@@ -325,8 +331,7 @@ class _Window:
         self.tokens = self.padded = self.real = self.updates = 0
         self.gradient_norm = 0.0
 
-    def add(self, update: list[Rows], figures: UpdateFigures) -> None:
-        tokens = target_tokens(update, self.tgt_lengths)
+    def add(self, update: list[Rows], tokens: int, figures: UpdateFigures) -> None:
         self.loss += figures.loss * tokens
         self.tokens += tokens
         self.updates += 1
@@ -447,8 +452,7 @@ def _averaged(run: _Run) -> Iterator[None]:
 # The end
 
 
-def _finished(job: TrainJob, num_workers: int) -> StageResult:
-    folder = Path(job.folder)
+def _finished(folder: Path, num_rows: int, too_long: int, num_workers: int) -> StageResult:
     newest = training_checkpoints(folder / "checkpoints")[-1]
     state = TrainState.model_validate_json((newest / "state.json").read_text(encoding="utf-8"))
     if state.stopped is None:
@@ -458,10 +462,7 @@ def _finished(job: TrainJob, num_workers: int) -> StageResult:
         shutil.rmtree(best)
     shutil.copytree(_best_folder(folder / "checkpoints", state.best_update), best)
     shutil.rmtree(folder / "ray", ignore_errors=True)
-    shards = read_shards(Path(job.shards) / "train")
-    num_rows = len(trainable_rows(shards.src_lengths(), shards.tgt_lengths(), job.train.max_pieces))
-    config = load_config(best)
-    model = build_model(config.model, config.source_size, config.target_size)
+    model, _ = load_model(best)
     counters = {
         "updates": state.update,
         "epochs": state.epoch,
@@ -470,7 +471,7 @@ def _finished(job: TrainJob, num_workers: int) -> StageResult:
         "best_loss": state.best_dev["loss"],
         "parameters": model.num_parameters(),
         "train_rows": num_rows,
-        "rows_too_long": len(shards) - num_rows,
+        "rows_too_long": too_long,
         "target_tokens": state.target_tokens,
         "target_tokens_per_s": round(state.target_tokens / max(state.seconds, 1e-9), 1),
         "num_workers": num_workers,

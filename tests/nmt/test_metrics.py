@@ -39,6 +39,18 @@ def test_a_restart_drops_what_it_will_compute_again(tmp_path: Path) -> None:
     assert [record["update"] for record in records] == [2, 3, 4, 6]
 
 
+def test_a_restart_from_before_a_validation_drops_that_validation_too(tmp_path: Path) -> None:
+    first = MetricsWriter(tmp_path, 0)
+    for record in (validation_record(2), train_record(4), validation_record(4)):
+        first.write(record)
+    first.close()
+    MetricsWriter(tmp_path, 4, validated=True).close()
+    assert len(read_metrics(tmp_path / METRICS_FILE)) == 3
+    MetricsWriter(tmp_path, 4, validated=False).close()
+    kinds = [(record["kind"], record["update"]) for record in read_metrics(tmp_path / METRICS_FILE)]
+    assert kinds == [("validation", 2), ("train", 4)]
+
+
 def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / METRICS_FILE
     path.write_text(json.dumps(train_record(2)) + '\n{"kind": "tr', encoding="utf-8")
