@@ -13,15 +13,13 @@ translates a shard and renames it into place when it is whole, so a restart does
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import shutil
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +32,7 @@ from nmt.published import load_published
 from nmt.ray_session import ray_session
 from nmt.translator import Translator, TranslatorConfig, as_record
 from pipelines.config import LanguagesConfig, NormalizeConfig
+from pipelines.corpus import opened
 from pipelines.errors import InputError
 from pipelines.stage import (
     StageResult,
@@ -207,21 +206,16 @@ def _work_key(work: Path) -> str | None:
 
 def _read_lines(source: Path) -> Iterator[tuple[str, str | None]]:
     """Yield each line, without its end, and None or why it cannot be decoded. Only a line feed ends a line."""
-    with gzip.open(source, "rb") if source.suffix == ".gz" else source.open("rb") as opened:
-        try:
-            for number, line in enumerate(cast(BinaryIO, opened)):
-                raw = line.removesuffix(b"\n").removesuffix(b"\r")
-                if number == 0:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                try:
-                    decoded, fault = raw.decode("utf-8"), None
-                except UnicodeDecodeError as error:
-                    decoded, fault = raw.decode("utf-8", "backslashreplace"), f"invalid UTF-8 at byte {error.start}"
-                yield decoded, fault
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(
-                f"broken gzip ({error})", where=str(source), remedy="Make or copy the archive again"
-            ) from error
+    with opened(source) as file:
+        for number, line in enumerate(file):
+            raw = line.removesuffix(b"\n").removesuffix(b"\r")
+            if number == 0:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            try:
+                decoded, fault = raw.decode("utf-8"), None
+            except UnicodeDecodeError as error:
+                decoded, fault = raw.decode("utf-8", "backslashreplace"), f"invalid UTF-8 at byte {error.start}"
+            yield decoded, fault
 
 
 def _cut(lines: Iterable[tuple[str, str | None]], work: Path, rows_per_shard: int) -> list[Path]:

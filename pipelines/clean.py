@@ -22,7 +22,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ from pipelines.language_id import is_known
 from pipelines.leakage import LEAKAGE_REASONS, NO_LEAK, HeldOutKeys, held_out_keys, leaks, merged
 from pipelines.normalize import normalize
 from pipelines.runner import beam, run_pipeline
-from pipelines.stage import StageResult, StageRun, replacing, run_stage
+from pipelines.stage import StageResult, StageRun, replacing, run_stage, write_atomically
 
 STAGE_VERSION = 1
 
@@ -460,16 +460,12 @@ def _write_piece(
     _write_parquet(job.file("rejected", index), reject_rows.cast(REJECTS_SCHEMA))
     reasons = Counter(reject_rows["rule"].to_pylist())
     counts = {"kept": len(clean_rows), "rejected": dict(reasons), "lengths": lengths}
-    _write_whole(job.file("counts", index), lambda path: path.write_text(json.dumps(counts), encoding="utf-8"))
+    write_atomically(job.file("counts", index), json.dumps(counts))
 
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
-    _write_whole(path, lambda temporary: pq.write_table(table.combine_chunks(), temporary, compression="zstd"))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     with replacing(path) as temporary:
-        write(temporary)
+        pq.write_table(table.combine_chunks(), temporary, compression="zstd")
 
 
 def _counters(job: Job, corpora: list[Corpus]) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class _LineScan:
 def _scan_lines(path: Path, rows_per_piece: int, skip: int) -> _LineScan:
     lines, position, last = 0, 0, b"\n"
     starts: list[int] = []
-    with _opened(path) as file:
+    with opened(path) as file:
         while block := file.read(_SCAN_BYTES):
             if position == 0 and skip == 0:
                 starts.append(len(_BOM) if block.startswith(_BOM) else 0)
@@ -219,7 +219,7 @@ def _columns(corpus: CorpusConfig, path: Path) -> tuple[int, int]:
     wanted = (corpus.source_column, corpus.target_column)
     names: list[str] = []
     if corpus.header:
-        with _opened(path) as file:
+        with opened(path) as file:
             first = _Lines(file).take(1).removeprefix(_BOM).rstrip(b"\r\n")
         names = first.decode("utf-8", "backslashreplace").split("\t")
     for column in wanted:
@@ -328,13 +328,13 @@ class _Lines:
 
 @contextmanager
 def _lines_from(path: str, offset: int) -> Iterator[_Lines]:
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         file.seek(offset)
         yield _Lines(file)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file's uncompressed bytes; a fault of gzip anywhere in the block becomes an InputError with its name."""
     try:
         if is_gzip(path):
