@@ -31,7 +31,7 @@ from flows.process import run_process
 from flows.registry import publish
 from flows.report import report
 from flows.run_folder import RunFolder, RunManifest
-from flows.stages import STAGES, Stage, given_stage
+from flows.stages import Stage, given_stage, stages_of
 from pipelines.errors import InputError
 from pipelines.stage import StageRun
 
@@ -117,7 +117,7 @@ def build(
     where = load_profile(profile)
     arguments = stage_arguments(recipe, define or {}, overrides or [], profile, workdir)
     folders: dict[str, str] = {}
-    for stage in STAGES:
+    for stage in stages_of(loaded):
         folders[stage.name] = stage_task(stage)(loaded.name, arguments, dict(folders))
     runs = {name: given_stage(name, Path(folder)) for name, folder in folders.items()}
     run_folder = RunFolder.of(Path(workdir), loaded)

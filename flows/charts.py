@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -87,6 +88,97 @@ def length_histogram(
         axes.legend()
 
     return _svg(name, f"Lengths in {language} before and after cleaning", draw)
+
+
+def score_histogram(
+    rule: str,
+    edges: Sequence[float],
+    before: Sequence[int],
+    after: Sequence[int],
+    thresholds: Sequence[tuple[str, float]],
+) -> str:
+    """Return how many rows have which score of a rule, as read and kept, on a scale of powers of ten.
+
+    `edges` [bins] are the lower ends of the bins, of which the last one also holds whatever is above; `before` and
+    `after` [bins]. Bins are drawn equally wide, those beyond the rows and the thresholds left out. `thresholds` are
+    pairs of the side that goes ("above" or "below") and the score.
+    """
+    marks = [_place(edges, worse, value) for worse, value in thresholds]
+    filled = [place for place, rows in enumerate(before) if rows]
+    first = min([*filled, *(math.floor(mark) for mark in marks)], default=0)
+    last = max([*filled, *(math.ceil(mark) - 1 for mark in marks)], default=0)
+    bins = max(last - first + 1, _MIN_BINS)
+    decades = max(len(str(max(before, default=0))), 1)
+    width, height = _PLOT
+    left, top = _PLOT_MARGINS
+
+    def x(place: float) -> str:
+        return f"{left + width * (place - first) / bins:.1f}"
+
+    def tall(rows: int) -> float:
+        # The first decade begins at one row, so that this can be told from none.
+        return height * (math.log10(rows) + _FLOOR) / (decades + _FLOOR) if rows else 0.0
+
+    parts = []
+    for decade in range(decades + 1):
+        y = top + height - tall(10**decade)
+        parts.append(f'<path d="M{left} {y:.1f}h{width}" stroke="{GRID}"/>')
+        parts.append(f'<text x="{left - 5}" y="{y + 3:.1f}" text-anchor="end">{_power_of_ten(decade)}</text>')
+    for rows, color in ((before, ORANGE), (after, BLUE)):
+        bars = [
+            f"M{x(place)} {top + height}v-{tall(rows[place]):.1f}h{width / bins - _GAP:.1f}v{tall(rows[place]):.1f}z"
+            for place in range(first, min(first + bins, len(rows)))
+            if rows[place]
+        ]
+        parts.append(f'<path d="{"".join(bars)}" fill="{color}"/>')
+    parts.append(f'<path d="M{left} {top + height}h{width}" stroke="{MUTED}"/>')
+    for place in _ticks(first, bins, len(edges)):
+        middle, below = x(place), top + height + 13
+        parts.append(f'<text x="{middle}" y="{below}" text-anchor="middle">{_edge(edges[place])}</text>')
+    for mark, (worse, value) in zip(marks, thresholds):
+        # On the side where there is room.
+        dx, anchor = (4, "start") if mark - first < bins / 2 else (-4, "end")
+        parts.append(f'<path d="M{x(mark)} {top - 12}V{top + height}" stroke="{INK}" stroke-dasharray="3 2"/>')
+        parts.append(
+            f'<text x="{x(mark)}" dx="{dx}" y="{top - 5}" text-anchor="{anchor}" fill="{INK}">{worse} {value:g}</text>'
+        )
+    box = f"0 0 {left + width + 12} {top + height + 20}"
+    label = f"Scores of {rule}, as read and kept"
+    return (
+        f'<svg class="scores" viewBox="{box}" font-size="10" fill="{MUTED}" role="img" aria-label="{label}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+_PLOT = (300, 110)  # width and height of the bars' field,
+_PLOT_MARGINS = (36, 18)  # and what is left and above it
+_MIN_BINS = 4
+_FLOOR = 0.35  # height of one row, in decades
+_GAP = 1.0  # between bars
+
+
+def _place(edges: Sequence[float], worse: str, value: float) -> float:
+    """Return where a threshold stands among the bins, numbered from 0."""
+    number = max(sum(edge <= value for edge in edges) - 1, 0)
+    if number == 0 and value <= edges[0] and worse == "above":
+        # Where nothing but the lowest score stays, its bin is left of the mark.
+        return 1.0
+    if number == len(edges) - 1:
+        return float(number)
+    return number + max((value - edges[number]) / (edges[number + 1] - edges[number]), 0.0)
+
+
+def _ticks(first: int, bins: int, edges: int) -> list[int]:
+    step = max(bins // 6, 1)
+    return [place for place in range(first, min(first + bins, edges)) if (place - first) % step == 0]
+
+
+def _edge(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _power_of_ten(exponent: int) -> str:
+    return f"{10 ** (exponent % 3)}{('', 'k', 'M', 'G', 'T')[exponent // 3]}"
 
 
 def _column(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:

@@ -39,6 +39,7 @@ PREFECT_START_S = 120
 # What libraries say at INFO and WARNING about themselves is not about the run.
 QUIET_LOGGERS = {
     "apache_beam": logging.ERROR,
+    "distributed": logging.ERROR,
     "ray": logging.ERROR,
     "ray.data": logging.ERROR,
     "matplotlib": logging.WARNING,
@@ -64,6 +65,8 @@ killed continues at the next call.
 - what would run, and why: `seqloom plan demo-en-de --define DATA=corpus`
 - everything, up to report.html: `seqloom run demo-en-de --define DATA=corpus`
 - another value of any key: `seqloom run my.yaml --set train.max_epochs=3`
+- what the thresholds do, in seconds: `seqloom preview my.yaml --set clean.rules.language=0.5`
+- why a row is gone: `seqloom explain my.yaml --row captions:1024`
 - with the published model: `seqloom translate runs/my/model in.txt out.txt`
 
 **Exit status**: 0 done, 1 failed, 2 wrong usage or input.
@@ -290,6 +293,58 @@ def report(
     return {"report": str(path)}
 
 
+@command("Corpora")
+def preview(
+    recipe: RecipeArgument,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of train that are drawn, spread evenly.")] = 20_000,
+    overrides: Overrides = None,
+    define: Define = None,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Show what the thresholds of a recipe do, on a sample of its corpora. Nothing is written to the workdir.
+
+    The rows drawn are scored and cleaned as in a run, against the same dev and test. You see what each rule drops, what
+    it would drop alone, what no other one drops, and rows on both sides of its threshold. Repetitions are found only
+    where both rows are drawn.
+    """
+    loaded = load_recipe(recipe, define=_definitions(define), overrides=overrides or ())
+    _log_to_terminal(quiet=True)
+    from flows.preview_cli import preview_and_print
+
+    return preview_and_print(loaded, rows, _console())
+
+
+@command("Corpora")
+def explain(
+    recipe: RecipeArgument,
+    row: Annotated[
+        str | None, typer.Option(metavar="CORPUS:LINE", help="A row of the recipe's corpora; lines count from 1.")
+    ] = None,
+    text: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="SOURCE TARGET", help="A pair that is scored on the spot.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(metavar="TEXT", help="A text of the source language alone.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="TEXT", help="A text of the target language alone.")] = None,
+    workdir: Workdir = Path("runs"),
+    profile: ProfileOption = None,
+    overrides: Overrides = None,
+    define: Define = None,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Tell why a row is gone or kept: what each rule says of it, and which row it repeats or leaks.
+
+    A row is looked up in the finished stages of the recipe. A text is scored on the spot with its thresholds; whether
+    it leaks is known once the recipe's stage `clean` has finished.
+    """
+    loaded, where = _load(recipe, profile, overrides, define)
+    _log_to_terminal(quiet=True)
+    from flows.explain_cli import explain_and_print
+
+    return explain_and_print(
+        loaded, where, workdir, _console(), row=row, pair=text, source=source, target=target
+    )  # fmt: skip
+
+
 @command(MODELS)
 def translate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a published model.")],
@@ -351,6 +406,39 @@ def evaluate(
         )
     _print_table("Scores", score_rows(tests))
     return {"tests": tests}
+
+
+@command("Corpora")
+def fetch(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="opus:CORPUS, sacrebleu:TESTSET, or a URL.")],
+    output: Annotated[Path, typer.Option(help="The folder that it goes to.", file_okay=False)],
+    languages: Annotated[
+        str | None, typer.Option(metavar="SRC-TGT", help="As the catalogue has them: en-de, en-pt_BR.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Of an OPUS corpus. Default: the newest.")] = None,
+    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="Of the file, or of OPUS's zip.")] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Take what the URL gives; its sha256 is told.")
+    ] = False,
+    licence: Annotated[str | None, typer.Option(help="In place of the one that comes with it.")] = None,
+    opus_api: Annotated[
+        str | None, typer.Option(envvar="SEQLOOM_OPUS_API", help="Another server of OPUS's API.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Download a corpus of OPUS, a test set that sacreBLEU knows, or a file, and print its lines for a recipe.
+
+    What broke off is continued, what is there is not fetched again, and nothing appears before it is whole and
+    verified. A record stands beside it, NAME.source.json: URL, version, licence, sha256.
+    """
+    _log_to_terminal(quiet)
+    from flows.fetch_cli import fetch_and_print
+
+    return fetch_and_print(
+        what, output, quiet=quiet, unverified=unverified,
+        languages=languages, version=version, sha256=sha256, licence=licence, opus_api=opus_api,
+    )  # fmt: skip
 
 
 @command(HELP, "schema")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -13,15 +13,17 @@ from pydantic import Field, ValidationError, model_validator
 
 from nmt.config import EvaluateConfig, ModelConfig, RayConfig, TrainConfig, TranslateConfig
 from pipelines.config import (
-    SPLITS,
+    ALL_SPLITS,
+    AugmentConfig,
     BeamConfig,
     CleanConfig,
     CorporaConfig,
-    CorpusConfig,
     LanguagesConfig,
+    ResourcesConfig,
     ShardConfig,
     Table,
     TokenizerConfig,
+    is_uri,
 )
 from pipelines.errors import InputError
 
@@ -29,7 +31,7 @@ RECIPES = Path(__file__).parent / "recipes"
 PROFILES = Path(__file__).parent.parent / "infra" / "profiles"
 T = TypeVar("T", bound=Table)
 _DEFINITION = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_CORPUS_PATHS = ("source", "target", "tsv")
+_CORPUS_PATHS = ("source", "target", "tsv", "jsonl", "parquet", "tmx")
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,6 +69,7 @@ class Recipe(Table):
     clean: CleanConfig = CleanConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     shards: ShardConfig = ShardConfig()
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     translate: TranslateConfig = TranslateConfig()
@@ -81,6 +84,16 @@ class Recipe(Table):
             raise ValueError("model.share_embeddings needs tokenizer.joint: true; set one of the two")
         return self
 
+    @model_validator(mode="after")
+    def _tags_are_known(self) -> Self:
+        names = {corpus.name for corpus in self.corpora.train}
+        for tag in self.augment.tags:
+            if tag.tag not in self.tokenizer.symbols:
+                raise ValueError(f"the tag {tag.tag!r} of augment.tags must be one of tokenizer.symbols too")
+            if unknown := sorted(set(tag.corpora) - names):
+                raise ValueError(f"the tag {tag.tag!r} is for {unknown}, which are no corpora of train")
+        return self
+
 
 class Profile(Table):
     """Where: no profile changes a byte of the data stages' output, and training's updates only by rounding."""
@@ -91,20 +104,20 @@ class Profile(Table):
 
 
 def load_recipe(name_or_path: str, *, define: Mapping[str, str], overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a file, or of a name in `flows/recipes`, its corpora's paths made absolute.
+    """Return the recipe of a file, or of a name in `flows/recipes`, the paths of its data made absolute.
 
-    `define` fills `${NAME}` in strings; `overrides` are `dotted.key=value` with YAML values, as of `--set`. A corpus's
-    path is relative to the recipe's folder; one that begins with `${NAME}` comes from outside, so it is relative to the
-    current folder. Raises InputError naming the file and the key that is wrong, with the remedy.
+    `define` fills `${NAME}` in strings; `overrides` are `dotted.key=value` with YAML values, as of `--set`. A path is
+    relative to the recipe's folder; one that begins with `${NAME}` comes from outside, so it is relative to the current
+    folder; a URI stays as it is. Raises InputError naming the file and the key that is wrong, with the remedy.
     """
     path = _find(name_or_path, RECIPES, "recipe")
     tree = _read_yaml(path)
     for override in overrides:
         _apply(tree, override)
-    _anchor(tree.get("corpora"), define)
+    _anchor(tree, define)
     tree = _defined(tree, define, str(path))
     recipe = _validated(Recipe, tree, str(path))
-    return recipe.model_copy(update={"corpora": _resolved(recipe.corpora, path.parent)})
+    return _resolved(recipe, path.parent)
 
 
 def load_profile(name_or_path: str | None) -> Profile:
@@ -183,14 +196,31 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise InputError(f"not a YAML value: {error}", where=f"--set {override}", remedy="Quote the value") from error
 
 
-def _anchor(corpora: Any, define: Mapping[str, str]) -> None:
-    """Make absolute what a definition gives for the beginning of a corpus's path."""
-    splits = corpora.values() if isinstance(corpora, dict) else ()
-    for corpus in [corpus for split in splits if isinstance(split, list) for corpus in split]:
-        for key in _CORPUS_PATHS if isinstance(corpus, dict) else ():
-            begins = _DEFINITION.match(path) if isinstance(path := corpus.get(key), str) else None
-            if begins is not None and begins.group(1) in define:
-                corpus[key] = str(Path(define[begins.group(1)]).absolute()) + path[begins.end() :]
+def _anchor(tree: dict[str, Any], define: Mapping[str, str]) -> None:
+    """Make absolute what a definition gives for the beginning of a path, unless that is a URI."""
+    for table, key in _paths(tree):
+        begins = _DEFINITION.match(path) if isinstance(path := table[key], str) else None
+        if begins is not None and begins.group(1) in define:
+            outside = define[begins.group(1)]
+            table[key] = (outside if is_uri(outside) else str(Path(outside).absolute())) + path[begins.end() :]
+
+
+def _paths(tree: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Return the tables of a recipe that hold paths of data, each with the key of one; of wrong types none."""
+
+    def table(value: Any, key: str) -> dict[str, Any]:
+        found = value.get(key) if isinstance(value, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    clean = table(tree, "clean")
+    splits = [split for split in table(tree, "corpora").values() if isinstance(split, list)]
+    labelled = table(clean, "quality").get("labelled")
+    holders = [
+        *((corpus, _CORPUS_PATHS) for split in splits for corpus in split),
+        *((entry, ("tsv",)) for entry in (labelled if isinstance(labelled, list) else ())),
+        (table(clean, "resources"), tuple(ResourcesConfig.model_fields)),
+    ]
+    return [(holder, key) for holder, keys in holders if isinstance(holder, dict) for key in keys if key in holder]
 
 
 def _defined(value: Any, define: Mapping[str, str], where: str) -> Any:
@@ -234,12 +264,20 @@ def _fault(fault: Any) -> str:
     return f"key `{key}`: {fault['msg']} (found {repr(fault['input'])[:80]})"
 
 
-def _resolved(corpora: CorporaConfig, folder: Path) -> CorporaConfig:
-    def absolute(path: str | None) -> str | None:
-        return path if path is None else str((folder / path).resolve())
+def _resolved(recipe: Recipe, folder: Path) -> Recipe:
+    """Return the recipe with paths of data that do not depend on the current folder; URIs stay as they are."""
 
-    def moved(corpus: CorpusConfig) -> CorpusConfig:
-        paths = {"source": absolute(corpus.source), "target": absolute(corpus.target), "tsv": absolute(corpus.tsv)}
-        return corpus.model_copy(update=paths)
+    def moved(table: T, keys: Iterable[str]) -> T:
+        paths = {key: path for key in keys if isinstance(path := getattr(table, key), str) and not is_uri(path)}
+        return table.model_copy(update={key: str((folder / path).resolve()) for key, path in paths.items()})
 
-    return CorporaConfig(**{split: tuple(moved(corpus) for corpus in corpora.of(split)) for split in SPLITS})
+    corpora: dict[str, Any] = {
+        split: tuple(moved(corpus, _CORPUS_PATHS) for corpus in recipe.corpora.of(split)) for split in ALL_SPLITS
+    }
+    resources = recipe.clean.resources
+    clean: dict[str, Any] = {"resources": moved(resources, type(resources).model_fields)}
+    if (quality := recipe.clean.quality) is not None:
+        labelled = tuple(moved(entry, ("tsv",)) for entry in quality.labelled)
+        clean["quality"] = quality.model_copy(update={"labelled": labelled})
+    update = {"corpora": recipe.corpora.model_copy(update=corpora), "clean": recipe.clean.model_copy(update=clean)}
+    return recipe.model_copy(update=update)

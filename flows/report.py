@@ -18,19 +18,22 @@ import jinja2
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from flows import charts
+from flows import charts, summary
 from flows.config import Recipe
+from flows.stages import RATING_STAGES, STAGE_NAMES
 from nmt.evaluate import hypotheses_path, read_lines, read_tests, sentence_chrf
+from pipelines.config import CorporaConfig
+from pipelines.explanations import BORDERLINE_DROPPED, BORDERLINE_KEPT, DROPPED, KEPT
+from pipelines.lookup import Sample, samples
 from pipelines.stage import Manifest, StageRun, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 METRICS_NAME = "metrics.jsonl"
 ATTENTION_NAME = "attention.json"
-STAGES = ("clean", "fit_tokenizer", "encode", "train", "translate", "evaluate")
 TITLES = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
 SAMPLES = 6  # translations shown of each test set
 RANKED_ROWS = 300  # of a test set, drawn by chance, that the samples are chosen from
-REJECTS = 3  # rows shown of each rule
+OPEN_CORPORA = 5  # waterfalls that are shown at once; with more corpora, those of the others open by a click
 HEAT_MAPS = 3
 SHOWN_CHARACTERS = 300
 CELL = 22  # side of a cell of the heat map, and
@@ -40,7 +43,7 @@ CHARACTER = 8  # width of a label's character, in pixels
 def report(
     runs: Mapping[str, StageRun], recipe: Recipe, output: Path, verdict: Mapping[str, Any] | None = None
 ) -> Path:
-    """Return `output`, now the report of the finished stages in `runs` (by the names in STAGES, each may be missing).
+    """Return `output`, now the report of the finished stages in `runs` (by their names; each may be missing).
 
     `verdict` is what `flows.registry.publish` returned, None where the gate has not been asked.
     """
@@ -52,7 +55,7 @@ def report(
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=_count, percent=_percent, duration=_duration, size=_size, shown=_shown, visible=_visible
+        count=_count, percent=summary.percent, duration=_duration, size=_size, shown=_shown, visible=_visible
     )
     context = {
         "recipe": recipe,
@@ -63,7 +66,8 @@ def report(
         "scores": _part(runs, "evaluate", _scores),
         "waterfalls": _part(runs, "clean", _waterfalls),
         "lengths": _part(runs, "clean", lambda run: _lengths(run, recipe)),
-        "rejects": _part(runs, "clean", _rejects),
+        "histograms": _part(runs, "clean", _histograms),
+        "examples": _part(runs, "clean", lambda run: _examples(run, recipe.corpora)),
         "pieces": _part(runs, "encode", _pieces),
         "curves": _part(runs, "train", _curves),
         "training": _part(runs, "train", _training),
@@ -108,7 +112,7 @@ def _tiles(runs: Mapping[str, StageRun]) -> list[dict[str, str]]:
     if "clean" in runs:
         falls = [fall for fall in _falls(runs["clean"].manifest) if fall["split"] == "train"]
         read, kept = sum(fall["read"] for fall in falls), sum(fall["kept"] for fall in falls)
-        note = f"{_percent(_share(kept, read))} of {_count(read)} read"
+        note = f"{summary.percent(_share(kept, read))} of {_count(read)} read"
         tiles.append({"label": "Training rows kept", "value": _count(kept), "note": note})
     if "train" in runs:
         manifest = runs["train"].manifest
@@ -138,27 +142,73 @@ def _scored(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _waterfalls(run: StageRun) -> dict[str, Any]:
     falls = _falls(run.manifest)
-    return {"items": falls} if falls else {"none": "no corpus was read"}
+    return {"items": falls, "open": OPEN_CORPORA} if falls else {"none": "no corpus was read"}
 
 
 def _falls(manifest: Manifest) -> list[dict[str, Any]]:
-    """Return each corpus with rows read and kept, the rules that dropped a row (and what was left), and the others."""
+    """Return each corpus with rows read and kept, and the reasons: those that dropped a row or would have, the others.
+
+    `alone` and `only` of a reason are None where it is no rule, or the corpus is not judged.
+    """
     falls = []
     for entry in manifest.counters["waterfall"]:
         left, steps = entry["read"], []
         for rule, dropped in entry["rejected"].items():
             left -= dropped
-            share, left_share = _share(dropped, entry["read"]), _share(left, entry["read"])
-            steps.append({"rule": rule, "dropped": dropped, "share": share, "left": left, "left_share": left_share})
+            steps.append(
+                {
+                    "rule": rule,
+                    "dropped": dropped,
+                    "share": _share(dropped, entry["read"]),
+                    "left_share": _share(left, entry["read"]),
+                    "alone": entry.get("alone", {}).get(rule),
+                    "only": entry.get("only", {}).get(rule),
+                }
+            )
         falls.append(
             {
                 **{name: entry[name] for name in ("split", "corpus", "read", "kept")},
                 "kept_share": _share(entry["kept"], entry["read"]),
-                "steps": [step for step in steps if step["dropped"]],
-                "untouched": [step["rule"] for step in steps if not step["dropped"]],
+                "judged": "alone" in entry,
+                "steps": [step for step in steps if step["dropped"] or step["alone"]],
+                "untouched": [step["rule"] for step in steps if not step["dropped"] and not step["alone"]],
             }
         )
     return falls
+
+
+def _histograms(run: StageRun) -> dict[str, Any]:
+    """Return charts of the scores of each rule that would drop a row, then of the soft ones; each split by itself."""
+    criteria, entries = run.manifest.config["criteria"], run.manifest.counters["waterfall"]
+    table = pq.read_table(run.folder / "explanations" / "histograms.parquet")
+    bins: dict[tuple[str, str], dict[float, tuple[int, int]]] = {}  # rows before and after by the bin's lower end
+    for row in table.to_pylist():
+        rows = bins.setdefault((row["corpus"].partition("/")[0], row["rule"]), {})
+        before, after = rows.get(row["low"], (0, 0))
+        rows[row["low"]] = (before + row["before"], after + row["after"])
+    hard: list[dict[str, Any]] = []
+    soft: list[dict[str, Any]] = []
+    for (split, rule), rows in bins.items():
+        of_split = {name: found for name, found in criteria.items() if name.startswith(f"{split}/")}
+        thresholds = _thresholds(of_split, rule)
+        alone = sum(entry.get("alone", {}).get(rule, 0) for entry in entries if entry["split"] == split)
+        if alone or (not thresholds and any(before for before, _ in rows.values())):
+            as_read, kept = ([counts[when] for counts in rows.values()] for when in (0, 1))
+            chart = Markup(charts.score_histogram(rule, list(rows), as_read, kept, thresholds))
+            item = {"rule": rule, "split": split, "soft": not thresholds, "chart": chart}
+            (hard if thresholds else soft).append(item)
+    return {"items": hard + soft} if hard or soft else {"none": "no rule would drop a row, and none is soft"}
+
+
+def _thresholds(criteria: Mapping[str, Sequence[Mapping[str, Any]]], rule: str) -> list[tuple[str, float]]:
+    """Return each side and score beyond which a row goes; several where corpora differ, none of a soft rule."""
+    found = {
+        (criterion["worse"], criterion["threshold"])
+        for of_corpus in criteria.values()
+        for criterion in of_corpus
+        if criterion["name"] == rule and criterion["threshold"] is not None
+    }
+    return sorted(found)
 
 
 def _lengths(run: StageRun, recipe: Recipe) -> dict[str, Any]:
@@ -175,34 +225,30 @@ def _lengths(run: StageRun, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _rejects(run: StageRun) -> dict[str, Any]:
-    rejected: dict[str, int] = {}  # over all corpora, in the order of the rules
-    for entry in run.manifest.counters["waterfall"]:
-        for rule, rows in entry["rejected"].items():
-            rejected[rule] = rejected.get(rule, 0) + rows
-    rejected = {rule: rows for rule, rows in rejected.items() if rows}
-    if not rejected:
-        return {"none": "no row was rejected"}
-    samples = _reject_samples(run.folder / "rejects", rejected)
-    return {
-        "items": [{"rule": rule, "rejected": count, "rows": samples[rule]} for rule, count in rejected.items()],
-    }
+def _examples(run: StageRun, corpora: CorporaConfig) -> dict[str, Any]:
+    """Return rows of each reason that dropped any, and some that were kept."""
+    entries = [entry for entry in run.manifest.counters["waterfall"] if entry["split"] in summary.JUDGED]
+    groups: dict[tuple[str | None, str], list[Sample]] = {}
+    for sample in samples(run, corpora):
+        groups.setdefault((sample.rule, sample.kind), []).append(sample)
+    items = [
+        {
+            "rule": rule,
+            "dropped": sum(entry["rejected"].get(rule, 0) for entry in entries),
+            "threshold": summary.threshold(run.manifest.config["criteria"], rule),
+            "groups": [{"title": title, "rows": groups.get((rule, kind), [])} for kind, title in _KINDS.items()],
+        }
+        for rule in summary.dropping(entries)
+    ]
+    kept = groups.get((None, KEPT), [])
+    return {"items": items, "kept": kept} if items or kept else {"none": "no corpus was judged"}
 
 
-def _reject_samples(folder: Path, rejected: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """Return the first rejected rows of each rule; reads no more of rejects/ than it needs, batch by batch."""
-    samples: dict[str, list[dict[str, Any]]] = {rule: [] for rule in rejected}
-    missing = sum(min(REJECTS, count) for count in rejected.values())
-    for path in sorted(folder.glob("*/part-*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["corpus", "src", "tgt", "rule", "score"]):
-                for index, rule in enumerate(batch["rule"].to_pylist()):
-                    if len(samples[rule]) < REJECTS:
-                        samples[rule].append(batch.slice(index, 1).to_pylist()[0])
-                        missing -= 1
-                if not missing:
-                    return samples
-    return samples
+_KINDS = {
+    DROPPED: "Dropped, drawn by chance",
+    BORDERLINE_DROPPED: "Dropped, nearest to the threshold",
+    BORDERLINE_KEPT: "Kept, nearest to the threshold",
+}
 
 
 def _pieces(run: StageRun) -> dict[str, Any]:
@@ -325,8 +371,10 @@ def _heat_map(example: Mapping[str, Any]) -> dict[str, Any]:
 def _stages(runs: Mapping[str, StageRun]) -> list[dict[str, Any]]:
     total = sum(run.manifest.seconds for run in runs.values())
     stages: list[dict[str, Any]] = []
-    for name in STAGES:
+    for name in STAGE_NAMES:
         if name not in runs:
+            if name in RATING_STAGES:
+                continue
             stages.append({"name": name, "none": "not part of this run"})
             continue
         run = runs[name]
@@ -357,12 +405,6 @@ def _share(part: float, whole: float) -> float:
 
 def _count(value: float) -> str:
     return f"{value:,}"
-
-
-def _percent(share: float) -> str:
-    if 0 < share < 0.0005:
-        return "<0.1 %"
-    return f"{100 * share:.1f} %"
 
 
 def _short(value: int) -> str:
@@ -401,7 +443,4 @@ def _shown(value: Any) -> str:
 
 
 def _visible(text: str) -> str:
-    """Return the text, cut where it is very long, with control characters replaced by their pictures (U+2400 on)."""
-    if len(text) > SHOWN_CHARACTERS:
-        text = f"{text[:SHOWN_CHARACTERS]}…"
-    return "".join(chr(0x2400 + ord(character)) if character < " " else character for character in text)
+    return summary.visible(text, SHOWN_CHARACTERS)

@@ -19,21 +19,32 @@ MAX_NAMED_KEYS = 6
 
 
 class Stage(NamedTuple):
-    """A stage's name, and what it does in words."""
+    """A stage's name, what it does in words, and the stages whose output it reads."""
 
     name: str
     title: str
+    reads: tuple[str, ...] = ()
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("clean", "Clean the corpora: raw text to kept rows, rejected rows and the waterfall"),
-    Stage("fit_tokenizer", "Fit the tokeniser on a sample of the clean training rows"),
-    Stage("encode", "Encode the clean rows into shards of piece ids"),
-    Stage("train", "Train the model on the shards"),
-    Stage("translate", "Translate the test sets"),
-    Stage("evaluate", "Score the translations"),
+    Stage("score", "Score the corpora: raw text to normalised rows with the scores of each rule"),
+    Stage("fit_quality", "Fit the lexicon, and the learned combination of the scores", ("score",)),
+    Stage("rate", "Rate the adequacy and quality of each pair", ("score", "fit_quality")),
+    Stage("clean", "Clean the corpora: kept rows, rejected rows and the waterfall", ("score", "rate")),
+    Stage("fit_tokenizer", "Fit the tokeniser on a sample of the clean training rows", ("clean",)),
+    Stage("encode", "Encode the clean rows into shards of piece ids", ("clean", "fit_tokenizer")),
+    Stage("train", "Train the model on the shards", ("encode", "clean", "fit_tokenizer")),
+    Stage("translate", "Translate the test sets", ("train", "fit_tokenizer", "clean")),
+    Stage("evaluate", "Score the translations", ("clean", "translate")),
 )
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
+# Only where the recipe has `clean.quality`.
+RATING_STAGES = frozenset({"fit_quality", "rate"})
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """Return the stages that a recipe has, in their order."""
+    return tuple(stage for stage in STAGES if recipe.clean.quality is not None or stage.name not in RATING_STAGES)
 
 
 @dataclass(frozen=True)
@@ -60,16 +71,25 @@ def run_up_to(
     given: Mapping[str, StageRun] | None = None,
     use_ray: bool = True,
 ) -> dict[str, StageRun]:
-    """Return the finished stages up to the one named, in order; what is finished and unchanged is reused.
+    """Return the finished stage of a name and all that it needs, in order; what is finished and unchanged is reused.
 
-    A stage in `given` is taken as it is. `use_ray=False` trains and translates in this process, without Ray.
-    Raises InputError as the stages do, and WouldRun inside `planning()`.
+    A stage in `given` is taken as it is, and what only it would need does not run. `use_ray=False` trains and
+    translates in this process, without Ray. Raises InputError as the stages do, and WouldRun inside `planning()`.
     """
     runs = dict(given or {})
-    for stage in STAGES[: STAGE_NAMES.index(name) + 1]:
-        if stage.name not in runs:
+    needed = _needed(name, runs)
+    for stage in stages_of(recipe):
+        if stage.name in needed:
             runs[stage.name] = _run(stage.name, recipe, profile, stages_root(workdir), runs, use_ray=use_ray)
     return runs
+
+
+def _needed(name: str, given: Mapping[str, StageRun]) -> set[str]:
+    """Return the names of the stages that are to run for one: itself and what it reads, down to what is given."""
+    if name in given:
+        return set()
+    reads = next(stage.reads for stage in STAGES if stage.name == name)
+    return {name}.union(*(_needed(earlier, given) for earlier in reads))
 
 
 def given_stage(name: str, folder: Path) -> StageRun:
@@ -93,14 +113,15 @@ def plan(recipe: Recipe, profile: Profile, workdir: Path) -> list[PlannedStage]:
     """
     planned: list[PlannedStage] = []
     runs: dict[str, StageRun] = {}
-    for position, stage in enumerate(STAGES):
+    stages = stages_of(recipe)
+    for position, stage in enumerate(stages):
         try:
             with planning():
                 runs = run_up_to(stage.name, recipe, profile, workdir, given=runs)
         except WouldRun as would:
             reason = _reason(would, RunFolder.of(workdir, recipe).linked(stage.name), stages_root(workdir))
             planned.append(PlannedStage(stage.name, True, reason, would.folder))
-            later = STAGES[position + 1 :]
+            later = stages[position + 1 :]
             planned += [PlannedStage(after.name, True, f"because {stage.name} runs", None) for after in later]
             break
         planned.append(PlannedStage(stage.name, False, "unchanged", runs[stage.name].folder))
@@ -112,10 +133,24 @@ def _run(
 ) -> StageRun:
     # Each stage imports what only it needs: the tokeniser's process never loads torch, nor training Beam.
     match name:
+        case "score":
+            from pipelines.score import score
+
+            return score(recipe.languages, recipe.corpora, recipe.clean, recipe.shards, profile.beam, root)
+        case "fit_quality":
+            from pipelines.fit_quality import fit_quality
+
+            assert recipe.clean.quality is not None
+            return fit_quality(runs["score"], recipe.languages, recipe.clean.quality, recipe.clean, root)
+        case "rate":
+            from pipelines.rate import rate
+
+            return rate(runs["score"], runs["fit_quality"], recipe.languages, profile.beam, root)
         case "clean":
             from pipelines.clean import clean
 
-            return clean(recipe.languages, recipe.corpora, recipe.clean, recipe.shards, profile.beam, root)
+            scored, rated = runs["score"], runs.get("rate")
+            return clean(recipe.languages, recipe.corpora, recipe.clean, scored, profile.beam, root, rated=rated)
         case "fit_tokenizer":
             from pipelines.fit_tokenizer import fit_tokenizer
 
@@ -123,7 +158,8 @@ def _run(
         case "encode":
             from pipelines.encode import encode
 
-            return encode(recipe.shards, runs["clean"], runs["fit_tokenizer"], profile.beam, root)
+            cleaned, tokenizer, with_text = runs["clean"], runs["fit_tokenizer"], recipe.augment.changes_text
+            return encode(recipe.shards, cleaned, tokenizer, profile.beam, root, with_text=with_text)
         case "train":
             from nmt.train import train
 
@@ -137,6 +173,8 @@ def _run(
                 root,
                 bleu_tokenize=recipe.evaluate.bleu_tokenize,
                 use_ray=use_ray,
+                augment=recipe.augment,
+                weights={corpus.name: corpus.weight for corpus in recipe.corpora.train},
             )
         case "translate":
             from nmt.translate import translate_tests

@@ -1,6 +1,6 @@
-"""What a run says at its end, as plain rows: the waterfall, the scores and a few translations.
+"""What a run says at its end, as plain rows: the waterfall, what each rule dropped, the scores, a few translations.
 
-The command prints them, the flow makes Prefect artifacts of them.
+The command prints them, the flow makes Prefect artifacts of them, and the report has the same figures.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmt.evaluate import hypotheses_path, read_lines, read_tests
+from pipelines.config import Split
 from pipelines.stage import StageRun
 
 MAX_CORPORA = 5  # columns of the waterfall; with more corpora, those of a split stand together
+JUDGED: tuple[Split, ...] = ("train", "monolingual")  # splits whose rows the rules judge
+
+Entry = Mapping[str, Any]  # one of the waterfall: split, corpus, read, kept, rejected, and where judged alone, only
+Criteria = Mapping[str, Sequence[Mapping[str, Any]]]  # of each judged corpus, by "split/name"
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,55 @@ class Translation:
 
 def waterfall(cleaned: StageRun) -> Rows:
     """Return the rows read, rejected by each rule that rejected any, and kept: one column a corpus, or a split."""
-    entries = cleaned.manifest.counters["waterfall"]
+    return waterfall_rows(cleaned.manifest.counters["waterfall"])
+
+
+def waterfall_rows(entries: Sequence[Entry]) -> Rows:
+    """Return the same from the waterfall itself. Shares are of the rows read."""
     by_corpus = len(entries) <= MAX_CORPORA
-    columns: dict[str, list[dict[str, Any]]] = {}
+    columns: dict[str, list[Entry]] = {}
     for entry in entries:
         name = f"{entry['split']} {entry['corpus']}" if by_corpus else entry["split"]
         columns.setdefault(name, []).append(entry)
+    read = ["read", *(f"{_sum(column, 'read'):,}" for column in columns.values())]
+    dropped = [[f"- {rule}", *(_rejected(column, rule) for column in columns.values())] for rule in dropping(entries)]
+    kept = ["kept", *(_with_share(_sum(column, "kept"), _sum(column, "read")) for column in columns.values())]
+    return Rows(["rows", *columns], [read, *dropped, kept])
+
+
+def dropping(entries: Sequence[Entry]) -> list[str]:
+    """Return the reasons for which any row went, in their order."""
     # A split lists all of its rules in their order, also those that rejected nothing.
     in_order = dict.fromkeys(rule for entry in entries for rule in entry["rejected"])
-    rules = [rule for rule in in_order if any(entry["rejected"].get(rule) for entry in entries)]
-    read = ["read", *(_sum(column, "read") for column in columns.values())]
-    dropped = [[f"- {rule}", *(_rejected(column, rule) for column in columns.values())] for rule in rules]
-    kept = ["kept", *(_sum(column, "kept") for column in columns.values())]
-    return Rows(["rows", *columns], [read, *dropped, kept])
+    return [rule for rule in in_order if any(entry["rejected"].get(rule) for entry in entries)]
+
+
+def rules(entries: Sequence[Entry], criteria: Criteria) -> Rows:
+    """Return for each rule of the judged corpora its thresholds, the rows it dropped, and would drop alone or only it.
+
+    Rules that would drop no row are left out, as are the reasons that are no rules.
+    """
+    judged = [entry for entry in entries if entry["split"] in JUDGED]
+    read = _sum(judged, "read")
+    rows = []
+    for rule in dict.fromkeys(criterion["name"] for found in criteria.values() for criterion in found):
+        alone, only = (sum(entry.get(key, {}).get(rule, 0) for entry in judged) for key in ("alone", "only"))
+        if alone:
+            dropped = sum(entry["rejected"].get(rule, 0) for entry in judged)
+            figures = [_with_share(count, read) if count else "." for count in (dropped, alone, only)]
+            rows.append([rule, threshold(criteria, rule), *figures])
+    return Rows(["rule", "drops", "dropped", "alone", "only"], rows)
+
+
+def threshold(criteria: Criteria, rule: str) -> str:
+    """Return what of a rule's scores is dropped, in words: one for each threshold that corpora give it."""
+    found = dict.fromkeys(
+        "nothing (soft)" if criterion["threshold"] is None else f"{criterion['worse']} {criterion['threshold']:g}"
+        for of_corpus in criteria.values()
+        for criterion in of_corpus
+        if criterion["name"] == rule
+    )
+    return ", ".join(found)
 
 
 def scores(evaluated: StageRun) -> Rows:
@@ -87,10 +128,29 @@ def translations(cleaned: StageRun, translated: StageRun, count: int) -> list[Tr
 _METRICS = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
 
 
-def _sum(entries: Sequence[Mapping[str, Any]], key: str) -> str:
-    return f"{sum(entry[key] for entry in entries):,}"
+def percent(share: float) -> str:
+    """Return a share as a percentage with one decimal; of what is not nothing, but too little for it, `<0.1 %`."""
+    if 0 < share < 0.0005:
+        return "<0.1 %"
+    return f"{100 * share:.1f} %"
 
 
-def _rejected(entries: Sequence[Mapping[str, Any]], rule: str) -> str:
+def visible(text: str, characters: int | None = None) -> str:
+    """Return the text with control characters replaced by their pictures (U+2400 on), cut where it is longer."""
+    if characters is not None and len(text) > characters:
+        text = f"{text[:characters]}…"
+    return "".join(chr(0x2400 + ord(character)) if character < " " else character for character in text)
+
+
+def _sum(entries: Sequence[Entry], key: str) -> int:
+    return sum(entry[key] for entry in entries)
+
+
+def _rejected(entries: Sequence[Entry], rule: str) -> str:
     rows = sum(entry["rejected"].get(rule, 0) for entry in entries)
-    return f"{rows:,}" if rows else "."
+    return _with_share(rows, _sum(entries, "read")) if rows else "."
+
+
+def _with_share(rows: int, whole: int) -> str:
+    # Of one width, so that the numbers stand below each other.
+    return f"{rows:,} {percent(rows / whole if whole else 0.0):>8}"

@@ -7,7 +7,7 @@ Rows of like length share a micro-batch; micro-batches come in a random order; a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,20 @@ import torch
 from torch import Tensor
 
 from nmt.config import TrainConfig
-from pipelines.shards import ShardColumns
 from pipelines.tokenizer import BOS_ID, PAD_ID
 
 Rows = npt.NDArray[np.int64]
 Lengths = npt.NDArray[np.int64]
+
+
+class EncodedRows(Protocol):
+    """What a micro-batch is made of: rows of shards, or of an epoch."""
+
+    def sources(self, rows: Rows) -> list[npt.NDArray[np.int32]]:
+        """Return the source ids of each of these rows."""
+
+    def targets(self, rows: Rows) -> list[npt.NDArray[np.int32]]:
+        """Return the target ids of each of these rows."""
 
 
 class MicroBatch(NamedTuple):
@@ -44,19 +53,16 @@ class MicroBatch(NamedTuple):
         return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def trainable_rows(src_lengths: Lengths, tgt_lengths: Lengths, max_pieces: int) -> Rows:
-    """Return the rows whose both sides have at most `max_pieces` pieces, in order."""
-    return np.flatnonzero(np.maximum(src_lengths, tgt_lengths) <= max_pieces)
-
-
 def plan_epoch(
     config: TrainConfig, epoch: int, src_lengths: Lengths, tgt_lengths: Lengths, rows: Rows
 ) -> list[list[Rows]]:
     """Return the updates of an epoch, each a list of micro-batches, each an array of row numbers.
 
-    Every row of `rows` stands in exactly one micro-batch; a micro-batch's padded size, rows * longest side, is at
-    most `microbatch_tokens` (a longer row is alone in its own).
+    Every row stands in as many micro-batches' places as in `rows`; a micro-batch's padded size, rows * longest side, is
+    at most `microbatch_tokens` (a longer row is alone in its own). No rows give no updates.
     """
+    if not len(rows):
+        return []
     generator = np.random.default_rng([config.seed, epoch])
     shuffled = generator.permutation(rows)
     # Ties of both lengths stay in the shuffled order, so micro-batches differ from epoch to epoch.
@@ -87,10 +93,10 @@ def target_tokens(update: list[Rows], tgt_lengths: Lengths) -> int:
     return int(sum(tgt_lengths[rows].sum() for rows in update))
 
 
-def collate(shards: ShardColumns, rows: Rows) -> MicroBatch:
+def collate(encoded: EncodedRows, rows: Rows) -> MicroBatch:
     """Return the padded micro-batch of these rows."""
-    src, src_lengths = padded(_slices(shards.src, shards.src_offsets, rows))
-    target, target_lengths = padded(_slices(shards.tgt, shards.tgt_offsets, rows))
+    src, src_lengths = padded(encoded.sources(rows))
+    target, target_lengths = padded(encoded.targets(rows))
     previous = torch.cat([torch.full((len(rows), 1), BOS_ID), target[:, :-1]], dim=1)
     return MicroBatch(src, src_lengths, previous, target, target_lengths)
 
@@ -102,7 +108,3 @@ def padded(rows: Sequence[npt.NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
     ids = np.full(real.shape, PAD_ID, dtype=np.int64)
     ids[real] = np.concatenate(rows)
     return torch.from_numpy(ids), torch.from_numpy(lengths)
-
-
-def _slices(values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], rows: Rows) -> list[npt.NDArray[np.int32]]:
-    return [values[offsets[row] : offsets[row + 1]] for row in rows.tolist()]

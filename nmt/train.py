@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from nmt.batches import Rows, collate, plan_epoch, target_tokens, trainable_rows
+from nmt.batches import Rows, collate, target_tokens
 from nmt.checkpoint import (
     CheckpointConfig,
     TrainState,
@@ -41,6 +41,7 @@ from nmt.checkpoint import (
     training_checkpoints,
 )
 from nmt.config import ModelConfig, RayConfig, TrainConfig
+from nmt.epochs import Epoch, Epochs
 from nmt.evaluate import corpus_bleu
 from nmt.metrics import METRICS_FILE, MetricsWriter, progress_logged
 from nmt.model.seq2seq import RecurrentSeq2Seq, build_model
@@ -48,7 +49,7 @@ from nmt.optim import Averages, learning_rate, make_optimizer
 from nmt.ray_session import ray_session
 from nmt.step import FlatGradients, UpdateFigures, World, train_step
 from nmt.validation import score_rows
-from pipelines.errors import InputError
+from pipelines.config import AugmentConfig
 from pipelines.shards import ShardColumns, read_shards
 from pipelines.stage import StageResult, StageRun, run_stage
 from pipelines.tokenizer import Tokenizer
@@ -72,6 +73,8 @@ class TrainJob(BaseModel):
     tokenizer: str
     bleu_tokenize: str
     threads: int
+    augment: AugmentConfig
+    weights: dict[str, float]
 
 
 def train(
@@ -85,11 +88,16 @@ def train(
     *,
     bleu_tokenize: str = "13a",
     use_ray: bool = True,
+    augment: AugmentConfig | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> StageRun:
     """Return the finished training stage, continuing from its newest checkpoint where a run was interrupted.
 
-    Raises InputError when shards, checkpoint and tokeniser do not belong together, or no row can be trained on.
+    `weights` has how often an epoch sees a row of a corpus, by its name; 1 where it is not named.
+    Raises InputError when shards, checkpoint and tokeniser do not belong together, or as `Epochs` does.
     """
+    augment = augment or AugmentConfig()
+    weights = {name: weight for name, weight in (weights or {}).items() if weight != 1.0}
     inputs = {
         "encoded": encoded.manifest.digest(),
         "cleaned": cleaned.manifest.digest(),
@@ -106,6 +114,8 @@ def train(
             tokenizer=str(tokenizer.folder),
             bleu_tokenize=bleu_tokenize,
             threads=ray.threads_per_worker,
+            augment=augment,
+            weights=weights,
         )
         num_rows, too_long = _check(job)
         with progress_logged(folder / METRICS_FILE):
@@ -116,11 +126,16 @@ def train(
                 train_loop(job, World(0, 1, device))
         return _finished(folder, num_rows, too_long, ray.num_workers if use_ray else 1)
 
-    settings = {
+    settings: dict[str, Any] = {
         "model": model.model_dump(mode="json"),
         "train": config.model_dump(mode="json"),
         "bleu_tokenize": bleu_tokenize,
     }
+    # Only where they say something, so that a run without them keeps the key that it has always had.
+    if augment.active:
+        settings["augment"] = augment.model_dump(mode="json")
+    if weights:
+        settings["weights"] = weights
     return run_stage("train", STAGE_VERSION, settings, inputs, root, body, keeps_partial_output=True)
 
 
@@ -128,16 +143,16 @@ def _check(job: TrainJob) -> tuple[int, int]:
     """Return the rows to train on and those that are too long; raise what is the user's to mend before a start."""
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     shards = read_shards(Path(job.shards) / "train", tokenizer.digest)
-    num_rows = len(trainable_rows(shards.src_lengths(), shards.tgt_lengths(), job.train.max_pieces))
-    if not num_rows:
-        raise InputError(
-            f"no row of train has at most {job.train.max_pieces} pieces on both sides",
-            where="train.max_pieces",
-            remedy="Raise it, or look at the corpus",
-        )
+    with _epochs(job, shards) as epochs:
+        num_rows = len(epochs.trainable)
     for checkpoint in training_checkpoints(Path(job.folder) / "checkpoints")[-1:]:
         load_config(checkpoint, tokenizer=tokenizer.digest)
     return num_rows, len(shards) - num_rows
+
+
+def _epochs(job: TrainJob, shards: ShardColumns) -> Epochs:
+    folder, tokenizer = Path(job.shards) / "train", Path(job.tokenizer)
+    return Epochs(job.train, job.augment, job.weights, folder, shards, tokenizer, helpers=job.threads)
 
 
 # The thin carrier
@@ -214,21 +229,26 @@ def train_loop(job: TrainJob, world: World) -> None:
     torch.set_num_threads(job.threads)
     torch.set_float32_matmul_precision(job.train.matmul_precision)
     run = _start(job, world)
-    config = job.train
-    src_lengths, tgt_lengths = run.train.src_lengths(), run.train.tgt_lengths()
-    rows = trainable_rows(src_lengths, tgt_lengths, config.max_pieces)
-    total = len(plan_epoch(config, 0, src_lengths, tgt_lengths, rows)) * config.max_epochs
+    with _epochs(job, run.train) as epochs:
+        _train(run, epochs)
+    if run.metrics is not None:
+        run.metrics.close()
+
+
+def _train(run: _Run, epochs: Epochs) -> None:
+    config, started = run.job.train, time.monotonic() - run.state.seconds
+    total = epochs.total_updates()
     total = min(total, config.max_updates or total)
-    window = _Window(src_lengths, tgt_lengths)
-    started = time.monotonic() - run.state.seconds
+    window = _Window()
 
     while run.state.stopped is None:
-        plan = plan_epoch(config, run.state.epoch, src_lengths, tgt_lengths, rows)
-        for update in plan[run.state.updates_of_epoch :]:
+        epoch = epochs.epoch(run.state.epoch)
+        window.restart()
+        for update in epoch.updates[run.state.updates_of_epoch :]:
             if run.state.update == config.max_updates:
                 break
-            tokens = target_tokens(update, tgt_lengths)
-            figures, rate = _one_update(run, update, tokens, total)
+            tokens = target_tokens(update, epoch.tgt_lengths)
+            figures, rate = _one_update(run, epoch, update, tokens, total)
             run.state = run.state.model_copy(
                 update={
                     "update": run.state.update + 1,
@@ -237,12 +257,12 @@ def train_loop(job: TrainJob, world: World) -> None:
                     "seconds": round(time.monotonic() - started, 3),
                 }
             )
-            window.add(update, tokens, figures)
+            window.add(epoch, update, tokens, figures)
             if run.state.update % config.log_updates == 0:
-                _write(run, window.record(run.state, rate, total))
+                _write(run, window.record(run.state, rate, total, epoch))
             if run.state.update % config.checkpoint_updates == 0:
                 _save(run)
-        ended = run.state.updates_of_epoch == len(plan)
+        ended = run.state.updates_of_epoch == len(epoch.updates)
         out_of_updates = run.state.update == config.max_updates
         last = out_of_updates or run.state.epoch + 1 == config.max_epochs
         if last or (run.state.epoch + 1) % config.validate_epochs == 0:
@@ -256,9 +276,6 @@ def train_loop(job: TrainJob, world: World) -> None:
             changes["stopped"] = "max_updates" if out_of_updates else "max_epochs"
         run.state = run.state.model_copy(update=changes)
         _save(run)
-        window.restart()
-    if run.metrics is not None:
-        run.metrics.close()
 
 
 def _start(job: TrainJob, world: World) -> _Run:
@@ -299,9 +316,9 @@ def _references(folder: Path, dev: ShardColumns) -> list[str]:
     return [text for table in tables for text in table["tgt_raw"].to_pylist()]
 
 
-def _one_update(run: _Run, update: list[Rows], tokens: int, total: int) -> tuple[UpdateFigures, float]:
+def _one_update(run: _Run, epoch: Epoch, update: list[Rows], tokens: int, total: int) -> tuple[UpdateFigures, float]:
     world, config = run.world, run.job.train
-    mine = [(i, collate(run.train, rows)) for i, rows in enumerate(update) if i % world.size == world.rank]
+    mine = [(i, collate(epoch, rows)) for i, rows in enumerate(update) if i % world.size == world.rank]
     rate = learning_rate(config, run.state.update, total)
     figures = train_step(
         run.model,
@@ -321,8 +338,7 @@ def _one_update(run: _Run, update: list[Rows], tokens: int, total: int) -> tuple
 class _Window:
     """The figures since the last line of metrics."""
 
-    def __init__(self, src_lengths: Rows, tgt_lengths: Rows) -> None:
-        self.src_lengths, self.tgt_lengths = src_lengths, tgt_lengths
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
@@ -331,17 +347,17 @@ class _Window:
         self.tokens = self.padded = self.real = self.updates = 0
         self.gradient_norm = 0.0
 
-    def add(self, update: list[Rows], tokens: int, figures: UpdateFigures) -> None:
+    def add(self, epoch: Epoch, update: list[Rows], tokens: int, figures: UpdateFigures) -> None:
         self.loss += figures.loss * tokens
         self.tokens += tokens
         self.updates += 1
         self.gradient_norm = figures.gradient_norm
         for rows in update:
-            src, tgt = self.src_lengths[rows], self.tgt_lengths[rows]
+            src, tgt = epoch.src_lengths[rows], epoch.tgt_lengths[rows]
             self.real += int(src.sum() + tgt.sum())
             self.padded += len(rows) * int(src.max() + tgt.max())
 
-    def record(self, state: TrainState, rate: float, total: int) -> dict[str, Any]:
+    def record(self, state: TrainState, rate: float, total: int, epoch: Epoch) -> dict[str, Any]:
         record = {
             "kind": "train",
             "update": state.update,
@@ -353,6 +369,8 @@ class _Window:
             "target_tokens_per_update": self.tokens / self.updates,
             "padding": 1.0 - self.real / self.padded,
             "total_updates": total,
+            "epoch_rows": len(epoch.rows),
+            "augmented_rows": len(epoch.made),
             "seconds": state.seconds,
         }
         self.restart()

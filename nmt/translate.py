@@ -135,7 +135,7 @@ def translate_tests(
         "cleaned": cleaned.manifest.digest(),
     }
     languages = LanguagesConfig.model_validate(cleaned.manifest.config["languages"])
-    normalization = NormalizeConfig.model_validate(cleaned.manifest.config["clean"]["normalize"])
+    normalization = NormalizeConfig.model_validate(cleaned.manifest.config["normalize"])
 
     def body(folder: Path) -> StageResult:
         translator = _translator(trained.folder / "best", tokenizer.folder, languages, normalization, config, ray)

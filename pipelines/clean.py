@@ -1,512 +1,321 @@
-"""Stage 1: raw corpora -> clean/ and rejects/, with a reason for each row that goes.
+"""Stage 2: scored rows -> clean/ and rejects/, with a reason for each row that goes, and what explains them (Beam).
 
-    clean(recipe.languages, recipe.corpora, recipe.clean, recipe.shards, profile.beam, root)
+    clean(recipe.languages, recipe.corpora, recipe.clean, scored, profile.beam, root, rated=...)
 
-Inputs: the corpora of the recipe. Output:
+Inputs: the stages `score` and, where there is one, `rate`. Output:
 
-    clean/train/part-00000.parquet               row_id, corpus, src, tgt, score_<rule> for each rule
+    clean/train/part-00000.parquet               row_id, corpus, src, tgt, each score
     clean/{dev,test}/part-00000.parquet          row_id, corpus, src, tgt, src_raw, tgt_raw
-    rejects/{train,dev,test}/part-00000.parquet  row_id, corpus, src, tgt, rule, score
+    clean/monolingual/part-00000.parquet         as train, one of src and tgt null
+    rejects/<split>/part-00000.parquet           row_id, corpus, src, tgt, rule, score, match
+    explanations/{waterfall,histograms,samples}.parquet      see `pipelines/explanations.py`
 
-Rows are in the order of row_id, within a file and over the files. A row has one reason, the first of `reasons`. What is
-in dev and test is never judged by score: there only rows go that cannot be read or have an empty side.
+Rows are in the order of row_id, within a file and over the files. A row has one reason, the first of `reasons`. What
+is in the corpora of dev and test is never judged by score: only rows go that cannot be read or have an empty side.
 
-Beam carries descriptions of pieces, and 24 bytes of keys for each row; each step reads its piece from the stage's
-folder and writes it back. So the output is the same for every runner and every number of workers. Time: 35 seconds of
-one core for a million captions, half of it language identification.
+Three passes over each part: what the rules and leakage say of its rows; then, for each partition of the keys, which
+rows repeat better ones; then what stays is written. Between the passes keys lie in files of the stage's folder, so
+memory does not grow with the corpus on any runner; Beam carries the numbers of parts, and the ids of rows that repeat
+others.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.config import (
+    ALL_SPLITS,
     SPLITS,
     BeamConfig,
     CleanConfig,
     CorporaConfig,
-    CorpusConfig,
     LanguagesConfig,
-    ShardConfig,
+    Split,
 )
-from pipelines.corpus import (
-    INVALID_UTF8,
-    MALFORMED,
-    Corpus,
-    Piece,
-    RawBatch,
-    input_digests,
-    read_batches,
-    scan,
-    unpacked,
+from pipelines.decisions import (
+    HELD_OUT_REASONS,
+    LENGTH_EDGES,
+    REJECTS_SCHEMA,
+    WHEN,
+    Job,
+    Part,
+    find_repeats,
+    hold_out,
+    judge_part,
+    merge_held_out,
+    read_counts,
+    reasons,
+    write_parquet,
+    write_part,
 )
-from pipelines.dedup import duplicates, pair_keys, text_keys
 from pipelines.errors import InputError
-from pipelines.filters import RULES, Pairs, judge
-from pipelines.language_id import is_known
-from pipelines.leakage import LEAKAGE_REASONS, NO_LEAK, HeldOutKeys, held_out_keys, leaks, merged
-from pipelines.normalize import normalize
-from pipelines.runner import beam, run_pipeline
-from pipelines.stage import StageResult, StageRun, replacing, run_stage, write_atomically
+from pipelines.explanations import Explanations, histogram_table, sample_table, waterfall_table
+from pipelines.leakage import LEAKAGE_REASONS
+from pipelines.runner import Each, beam, local_processes, run_pipeline
+from pipelines.scoring import HELD_OUT, Scoring
+from pipelines.stage import StageResult, StageRun, run_stage
+from pipelines.verdict import INPUT, RATINGS, Criterion, corpus_criteria
 
-STAGE_VERSION = 1
-
-DUPLICATE, NEAR_DUPLICATE = "duplicate", "near_duplicate"
-TRAIN_REASONS = (
-    MALFORMED,
-    INVALID_UTF8,
-    *(rule.name for rule in RULES),
-    *LEAKAGE_REASONS,
-    DUPLICATE,
-    NEAR_DUPLICATE,
-)
-HELD_OUT_REASONS = (MALFORMED, INVALID_UTF8, "empty")
-
-# Bins of ten characters; the last one also holds whatever is longer.
-LENGTH_EDGES = tuple(range(0, 501, 10))
-
-# Rows that a worker looks at in one go: their code points fit into a core's cache.
-_BATCH_ROWS = 8192
-# Parts of the key space that duplicates are looked for in, each by itself. More of them need less memory each.
-_KEY_PARTITIONS = 64
-_KEYS = np.dtype([("row_id", "<i8"), ("exact", "<u8"), ("near", "<u8")])
-_REPEATS = np.dtype([("row_id", "<i8"), ("near", "?")])
-
-_ROW_FIELDS = (
-    pa.field("row_id", pa.int64(), nullable=False),
-    pa.field("corpus", pa.string(), nullable=False),
-    pa.field("src", pa.string()),
-    pa.field("tgt", pa.string()),
-)
-_SCORE_FIELDS = tuple(pa.field(f"score_{rule.name}", pa.float32()) for rule in RULES)
-_RAW_FIELDS = (pa.field("src_raw", pa.string()), pa.field("tgt_raw", pa.string()))
-_REASON_FIELDS = (pa.field("rule", pa.string()), pa.field("score", pa.float32()))
-_KEY_FIELDS = (pa.field("src_key", pa.uint64()), pa.field("tgt_key", pa.uint64()))
-
-TRAIN_SCHEMA = pa.schema([*_ROW_FIELDS, *_SCORE_FIELDS])
-HELD_OUT_SCHEMA = pa.schema([*_ROW_FIELDS, *_RAW_FIELDS])
-REJECTS_SCHEMA = pa.schema([*_ROW_FIELDS, *_REASON_FIELDS])
-_SCORED_SCHEMA = pa.schema([*_ROW_FIELDS, *_SCORE_FIELDS, *_REASON_FIELDS, *_KEY_FIELDS])
+STAGE_VERSION = 2
+# Of those that are judged.
+_JUDGED: tuple[Split, ...] = ("train", "monolingual")
+# Rows whose keys are looked at together: what a worker holds in memory, 28 bytes for each of them and kind.
+_ROWS_PER_PARTITION = 250_000
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every step needs: the config, and the folder in which pieces of work lie until the stage ends."""
-
-    languages: LanguagesConfig
-    config: CleanConfig
-    work: Path
-
-    def file(self, kind: str, index: int) -> Path:
-        """Return where a piece lies in one of its states."""
-        return self.work / kind / f"{index:06d}"
 
 
 def clean(
     languages: LanguagesConfig,
     corpora: CorporaConfig,
     config: CleanConfig,
-    shards: ShardConfig,
+    scored: StageRun,
     beam: BeamConfig,
     root: Path,
+    *,
+    rated: StageRun | None = None,
 ) -> StageRun:
     """Return the finished stage: see the module for its files, ARCHITECTURE.md for its counters.
 
-    Raises InputError for files that cannot be used, a language that the language rule does not know, a train of which
-    too much or all is rejected, and a dev or test set without a row. RuntimeError: rows were lost, by a fault of ours.
+    Raises InputError for a train of which too much or all is rejected or leaks, a dev or test set without a row, and a
+    `duplicates.keep` that no row has. RuntimeError: rows were lost, by a fault of ours.
     """
-    _check_languages(languages, config)
-    inputs = input_digests(corpora)
-    decides = {
-        "languages": languages.model_dump(mode="json"),
-        "corpora": {split: [_identity(corpus) for corpus in corpora.of(split)] for split in SPLITS},
-        "clean": config.model_dump(mode="json"),
-        "rows_per_shard": shards.rows_per_shard,
+    scoring = Scoring.of(languages, corpora, config)
+    _check_keep(config, scoring, rated is not None)
+    criteria = {
+        f"{split}/{corpus.name}": corpus_criteria(
+            config.rules, corpus, one_side=split == "monolingual", rated=rated is not None and split == "train"
+        )
+        for split in _JUDGED
+        for corpus in corpora.of(split)
     }
+    decides = {
+        "criteria": {corpus: [asdict(criterion) for criterion in found] for corpus, found in criteria.items()},
+        "duplicates": config.duplicates.model_dump(mode="json"),
+        "leakage": config.leakage.model_dump(mode="json"),
+        "max_reject_rate": config.max_reject_rate,
+        "languages": languages.model_dump(mode="json"),
+        # What translation does to its input, too.
+        "normalize": config.normalize.model_dump(mode="json"),
+    }
+    inputs = {"scored": scored.manifest.digest()}
+    if rated is not None:
+        inputs["rated"] = rated.manifest.digest()
 
     def body(folder: Path) -> StageResult:
-        scanned = scan(corpora, languages, shards.rows_per_shard)
-        job = Job(languages, config, folder / "work")
-        for kind in ("lines", "scored", "kept", "rejected", "counts"):
-            (job.work / kind).mkdir(parents=True)
-        run_pipeline(partial(_build, job=job, corpora=scanned), beam)
-        counters = _counters(job, scanned)
-        _check_counts(counters["waterfall"], config)
-        outputs = _published(job, scanned, folder)
-        _check_conservation(counters["waterfall"], folder, outputs)
+        parts = _parts(scored, rated)
+        rows = sum(part.rows for part in parts if part.split in _JUDGED)
+        work = (folder / "work").absolute()
+        partitions = max(1, -(-rows // _ROWS_PER_PARTITION))
+        signatures = {part.index: part.signatures for part in parts if part.signatures is not None}
+        job = Job(scoring, config, criteria, rated is not None, work, partitions, signatures)
+        job.make_folders()
+        for left_over in ("clean", "rejects", "explanations"):
+            shutil.rmtree(folder / left_over, ignore_errors=True)
+        processes = local_processes(beam, sum(part.split in _JUDGED for part in parts))
+        run_pipeline(partial(_build, job=job, parts=parts, processes=processes), beam)
+        counts = {part.index: read_counts(job, part.index) for part in parts}
+        explained = _explained(parts, counts, criteria)
+        waterfall = _waterfall(corpora, parts, counts, explained)
+        _check_counts(waterfall, config)
+        outputs = _published(job, parts, counts, folder)
+        outputs += _explanations(job, parts, waterfall, explained, folder)
+        _check_conservation(waterfall, folder, outputs)
         shutil.rmtree(job.work)
-        return StageResult(outputs, counters)
+        return StageResult(outputs, {"waterfall": waterfall, "lengths": _lengths(counts)})
 
-    return run_stage("clean", STAGE_VERSION, decides, inputs, root, body)
+    return run_stage("clean", STAGE_VERSION, decides, inputs, root, body, keeps_partial_output=True)
 
 
-def _check_languages(languages: LanguagesConfig, config: CleanConfig) -> None:
-    for language in (languages.source, languages.target):
-        if config.rules.language is not None and not is_known(language):
-            raise InputError(
-                f"the language model does not know {language!r}",
-                where="clean.rules.language",
-                remedy="Correct the language's code, or set clean.rules.language to null",
+def _check_keep(config: CleanConfig, scoring: Scoring, rated: bool) -> None:
+    keep = config.duplicates.keep
+    known = ["first", *scoring.rules, *(INPUT + name for name in scoring.inputs), *(RATINGS if rated else ())]
+    if keep not in known:
+        raise InputError(
+            f"no row has a score {keep!r}",
+            where="clean.duplicates.keep",
+            remedy=f"Use one of {', '.join(known)}" + ("" if rated else "; quality needs clean.quality"),
+        )
+
+
+def _parts(scored: StageRun, rated: StageRun | None) -> list[Part]:
+    parts = []
+    for index, part in enumerate(scored.manifest.counters["parts"]):
+        path, signatures = part["path"], part["signatures"]
+        rating = None
+        if rated is not None and part["split"] == "train":
+            rating = str((rated.folder / path.replace("scored/", "rated/", 1)).absolute())
+        parts.append(
+            Part(
+                index,
+                str((scored.folder / path).absolute()),
+                rating,
+                None if signatures is None else str((scored.folder / signatures).absolute()),
+                part["split"],
+                part["corpus"],
+                part["side"],
+                part["rows"],
             )
-
-
-def _identity(corpus: CorpusConfig) -> dict[str, Any]:
-    """Return what of a corpus' config decides the output: paths do not, the files' digests are in the key."""
-    if corpus.tsv is None:
-        return {"name": corpus.name, "form": "pair", "header": corpus.header}
-    columns = [corpus.source_column, corpus.target_column]
-    return {"name": corpus.name, "form": "tsv", "header": corpus.header, "columns": columns}
+        )
+    return parts
 
 
 # --- The graph -----------------------------------------------------------------------------------------------------
 
 
-def _build(pipeline: beam.Pipeline, job: Job, corpora: list[Corpus]) -> None:
-    train = [corpus for corpus in corpora if corpus.split == "train"]
-    held_out = [corpus for corpus in corpora if corpus.split != "train"]
-    held_out_keys = pipeline | "Held out" >> _HeldOut(job, held_out)
-    scored = pipeline | "Train" >> _Scored(job, train)
-    repeats = scored | "Duplicates" >> _Repeats()
-    # Each piece comes here by its number, with or without rows that repeat others.
-    numbers = scored | "Piece numbers" >> beam.MapTuple(lambda index, _: (index, b""))
+def _build(pipeline: beam.Pipeline, job: Job, parts: list[Part], processes: int) -> None:
+    judged = [part for part in parts if part.split in _JUDGED]
+    held_out = [part for part in parts if part.split in HELD_OUT or (part.split == "train" and job.scoring.held_out)]
+    indexes = [part.index for part in judged]
+    verdicts = (
+        pipeline
+        | "Dev and test" >> beam.Create(held_out, reshuffle=False)
+        | "Hold out" >> Each(partial(hold_out, job), processes)
+        | "To all held out" >> beam.Map(_under_one_key)
+        | "All held out" >> beam.GroupByKey()
+        | "Merge the index" >> beam.FlatMapTuple(partial(_merge, job, judged))
+        | "Judge" >> Each(partial(judge_part, job), processes)
+    )
+    repeats = (
+        verdicts
+        | "To all judged" >> beam.Map(_under_one_key)
+        | "All judged" >> beam.GroupByKey()
+        | "Partitions" >> beam.FlatMapTuple(partial(_partitions, job.partitions))
+        | "Find repeats" >> Each(partial(find_repeats, job, indexes), processes)
+        | "By the part that they are in" >> beam.FlatMap(_themselves)
+    )
+    # Each part comes here by its number, with or without rows that repeat others.
+    numbers = verdicts | "Part numbers" >> beam.Map(lambda index: (index, b""))
     _ = (
         (numbers, repeats)
         | "Numbers and repeats" >> beam.Flatten()
-        | "By piece" >> beam.GroupByKey()
-        | "Decide and write" >> beam.Map(partial(_decide, job), held_out=beam.pvalue.AsSingleton(held_out_keys))
+        | "By part" >> beam.GroupByKey()
+        | "With the part" >> beam.MapTuple(partial(_with_part, {part.index: part for part in judged}))
+        | "Write" >> Each(partial(write_part, job), processes)
     )
 
 
-class _Pieces(beam.PTransform):  # type: ignore[misc]
-    """Corpora -> descriptions of their pieces (dicts); what is compressed and longer than a piece is unpacked first."""
-
-    def __init__(self, job: Job, corpora: list[Corpus]) -> None:
-        super().__init__()
-        self._job, self._corpora = job, corpora
-
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
-        in_pieces = [c for c in self._corpora if not c.compressed or len(c.pieces) == 1]
-        streams = [corpus for corpus in self._corpora if corpus not in in_pieces]
-        unpacked_pieces = (
-            begin
-            | "Streams" >> beam.Create([[piece.to_dict() for piece in corpus.pieces] for corpus in streams])
-            | "Spread the streams" >> beam.Reshuffle()
-            | "Unpack" >> beam.FlatMap(partial(_unpack, self._job))
-        )
-        pieces = begin | "Pieces" >> beam.Create([piece.to_dict() for c in in_pieces for piece in c.pieces])
-        return (pieces, unpacked_pieces) | beam.Flatten() | "Spread the pieces" >> beam.Reshuffle()
+def _under_one_key(index: int) -> tuple[int, int]:
+    return 0, index
 
 
-class _HeldOut(beam.PTransform):  # type: ignore[misc]
-    """Dev and test: pieces are written -> one mapping from split to the keys that must not occur in train."""
-
-    def __init__(self, job: Job, corpora: list[Corpus]) -> None:
-        super().__init__()
-        self._job, self._corpora = job, corpora
-
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
-        return (
-            begin
-            | _Pieces(self._job, self._corpora)
-            | "Normalise and write" >> beam.Map(partial(_hold_out, self._job))
-            | "Together" >> beam.GroupByKey()
-            | "Merge the keys" >> beam.MapTuple(_merge)
-        )
+def _merge(job: Job, judged: Sequence[Part], _: int, indexes: Iterable[int]) -> Iterator[Part]:
+    """Write the whole index; then it is the turn of the parts that are judged by it."""
+    merge_held_out(job, indexes)
+    yield from judged
 
 
-class _Scored(beam.PTransform):  # type: ignore[misc]
-    """Train: pieces are normalised, scored and written -> (piece number, keys of the rows that no rule drops)."""
-
-    def __init__(self, job: Job, corpora: list[Corpus]) -> None:
-        super().__init__()
-        self._job, self._corpora = job, corpora
-
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
-        pieces = begin | _Pieces(self._job, self._corpora)
-        return pieces | "Normalise and score" >> beam.Map(partial(_score, self._job))
+def _partitions(partitions: int, _: int, indexes: Iterable[int]) -> Iterator[int]:
+    yield from range(partitions)
 
 
-class _Repeats(beam.PTransform):  # type: ignore[misc]
-    """(piece number, keys) -> (piece number, rows of it that repeat earlier ones), for each partition that has some."""
-
-    def expand(self, scored: beam.PCollection) -> beam.PCollection:
-        return (
-            scored
-            | "Partition the keys" >> beam.FlatMapTuple(_partitioned)
-            | "By partition" >> beam.GroupByKey()
-            | "Find repeats" >> beam.FlatMapTuple(_find_repeats)
-        )
+def _themselves(found: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    yield from found
 
 
-# --- The steps -----------------------------------------------------------------------------------------------------
+def _with_part(parts: Mapping[int, Part], index: int, repeated: Iterable[bytes]) -> tuple[Part, list[bytes]]:
+    return parts[index], list(repeated)
 
 
-def _unpack(job: Job, pieces: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for piece in unpacked([Piece.from_dict(piece) for piece in pieces], job.work / "lines"):
-        yield piece.to_dict()
+# --- What the stage makes of the parts -----------------------------------------------------------------------------
 
 
-def _hold_out(job: Job, description: dict[str, Any]) -> tuple[int, tuple[str, dict[str, bytes]]]:
-    """Write a piece of dev or test, kept and rejected rows; return its split and keys, all under one key."""
-    piece = Piece.from_dict(description)
-    kept: list[pa.Table] = []
-    rejected: list[pa.Table] = []
-    keys: list[dict[str, bytes]] = []
-    for raw in read_batches(piece, _BATCH_ROWS):
-        src, tgt = _normalized(job, raw)
-        pairs = Pairs.of(src, tgt, job.languages)
-        is_empty = pc.or_(pc.equal(src, ""), pc.equal(tgt, ""))
-        reason = pc.coalesce(raw.reason, pc.if_else(is_empty, "empty", pa.scalar(None, pa.string())))
-        alive = np.flatnonzero(np.asarray(reason.is_null()))
-        table = _rows(raw, piece, src, tgt).append_column("src_raw", raw.src).append_column("tgt_raw", raw.tgt)
-        kept.append(table.take(alive))
-        rejected.append(_rejects(table, reason, pa.nulls(len(table), pa.float32())))
-        left = pairs.take(alive)
-        keys.append(held_out_keys(left.src.keys, left.tgt.keys, job.config.min_leak_characters).to_bytes())
-    _write_piece(job, piece.index, kept, rejected, HELD_OUT_SCHEMA, {})
-    return (0, (piece.split, merged(keys).to_bytes()))
+def _explained(
+    parts: Sequence[Part], counts: Mapping[int, Mapping[str, Any]], criteria: Mapping[str, tuple[Criterion, ...]]
+) -> dict[str, Explanations]:
+    """Return what explains the cleaning of each judged corpus, by "split/name"."""
+    explained = {corpus: Explanations(found) for corpus, found in criteria.items()}
+    for part in parts:
+        if part.split in _JUDGED:
+            corpus = f"{part.split}/{part.corpus}"
+            explained[corpus].add(Explanations.from_dict(criteria[corpus], counts[part.index]["explanations"]))
+    return explained
 
 
-def _merge(_: int, parts: Iterable[tuple[str, dict[str, bytes]]]) -> dict[str, dict[str, bytes]]:
-    by_split: dict[str, list[dict[str, bytes]]] = {}
-    for split, keys in parts:
-        by_split.setdefault(split, []).append(keys)
-    return {split: merged(keys).to_bytes() for split, keys in by_split.items()}
-
-
-def _score(job: Job, description: dict[str, Any]) -> tuple[int, bytes]:
-    """Write a piece of train with its scores; return its number and the keys of the rows that no rule drops."""
-    piece = Piece.from_dict(description)
-    keys: list[bytes] = []
-    path = job.file("scored", piece.index)
-    with (
-        replacing(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as file,
-        pa.ipc.new_file(file, _SCORED_SCHEMA) as writer,
-    ):
-        for raw in read_batches(piece, _BATCH_ROWS):
-            table = _scored(job, piece, raw)
-            writer.write_table(table)
-            keys.append(_pair_keys_of(job, table))
-    return piece.index, b"".join(keys)
-
-
-def _scored(job: Job, piece: Piece, raw: RawBatch) -> pa.Table:
-    """Return rows after _SCORED_SCHEMA: rows that could not be read have no score, and the others all but language."""
-    src, tgt = _normalized(job, raw)
-    readable = np.flatnonzero(np.asarray(raw.reason.is_null()))
-    places = np.full(len(src), -1, dtype=np.int64)
-    places[readable] = np.arange(len(readable))
-    rows = pa.array(places, mask=places < 0)
-    pairs = Pairs.of(
-        src.take(readable),
-        tgt.take(readable),
-        job.languages,
-        src_raw=raw.src.take(readable),
-        tgt_raw=raw.tgt.take(readable),
-    )
-    verdict = judge(pairs, job.config.rules)
-    table = _rows(raw, piece, src, tgt)
-    columns = {
-        **{f"score_{name}": scores.take(rows) for name, scores in verdict.scores.items()},
-        "rule": pc.coalesce(raw.reason, verdict.rule.take(rows)),
-        "score": verdict.score.take(rows),
-        "src_key": pa.array(pairs.src.keys.keys).take(rows),
-        "tgt_key": pa.array(pairs.tgt.keys.keys).take(rows),
-    }
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table.select(_SCORED_SCHEMA.names).cast(_SCORED_SCHEMA)
-
-
-def _normalized(job: Job, raw: RawBatch) -> tuple[pa.StringArray, pa.StringArray]:
-    """Return both sides normalised; those of rows that could not be read stay as they are."""
-    config, languages = job.config.normalize, job.languages
-    bad = raw.reason.is_valid()
-    src = pc.if_else(bad, raw.src, normalize(raw.src, languages.source, config))
-    tgt = pc.if_else(bad, raw.tgt, normalize(raw.tgt, languages.target, config))
-    return src, tgt
-
-
-def _rows(raw: RawBatch, piece: Piece, src: pa.Array, tgt: pa.Array) -> pa.Table:
-    corpus = pa.repeat(pa.scalar(piece.corpus, pa.string()), len(raw.row_id))
-    return pa.table({"row_id": pa.array(raw.row_id), "corpus": corpus, "src": src, "tgt": tgt})
-
-
-def _pair_keys_of(job: Job, table: pa.Table) -> bytes:
-    if job.config.duplicates == "keep":
-        return b""
-    alive = table.filter(pc.is_null(table["rule"])).combine_chunks()
-    pairs = Pairs.of(_flat(alive["src"]), _flat(alive["tgt"]), job.languages)
-    keys = np.empty(len(alive), dtype=_KEYS)
-    keys["row_id"] = alive["row_id"].to_numpy()
-    keys["exact"] = pair_keys(text_keys(pairs.src.code_points), text_keys(pairs.tgt.code_points))
-    near = pair_keys(alive["src_key"].to_numpy(), alive["tgt_key"].to_numpy())
-    keys["near"] = near if job.config.duplicates == "near" else keys["exact"]
-    return keys.tobytes()
-
-
-def _partitioned(index: int, keys: bytes) -> Iterator[tuple[int, tuple[int, bytes]]]:
-    """Yield (partition, (piece number, keys)): rows that may repeat each other meet in one partition."""
-    rows = np.frombuffer(keys, dtype=_KEYS)
-    partition = (rows["near"] % np.uint64(_KEY_PARTITIONS)).astype(np.int64)
-    for number in np.unique(partition).tolist():
-        yield number, (index, rows[partition == number].tobytes())
-
-
-def _find_repeats(_: int, parts: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Yield (piece number, rows to drop after _REPEATS), for the pieces that have some."""
-    arrays = [(index, np.frombuffer(keys, dtype=_KEYS)) for index, keys in parts]
-    rows = np.concatenate([keys for _, keys in arrays])
-    piece = np.repeat([index for index, _ in arrays], [len(keys) for _, keys in arrays])
-    exact, near = duplicates(rows["row_id"], rows["exact"], rows["near"])
-    for index in np.unique(piece[exact | near]).tolist():
-        mine = (piece == index) & (exact | near)
-        repeats = np.empty(int(mine.sum()), dtype=_REPEATS)
-        repeats["row_id"], repeats["near"] = rows["row_id"][mine], near[mine]
-        yield index, repeats.tobytes()
-
-
-def _decide(job: Job, piece: tuple[int, Iterable[bytes]], held_out: dict[str, dict[str, bytes]]) -> int:
-    """Write a piece of train: kept rows, rejected rows with their reasons, and its counts; return its number."""
-    index, repeats = piece
-    repeated = np.sort(np.frombuffer(b"".join(repeats), dtype=_REPEATS), order="row_id")
-    keys = {split: merged([parts]) for split, parts in held_out.items()}
-    kept: list[pa.Table] = []
-    rejected: list[pa.Table] = []
-    lengths = {when: {side: np.zeros(len(LENGTH_EDGES) - 1, np.int64) for side in ("src", "tgt")} for when in _WHEN}
-    with pa.memory_map(str(job.file("scored", index))) as file:
-        reader = pa.ipc.open_file(file)
-        for number in range(reader.num_record_batches):
-            table = pa.Table.from_batches([reader.get_batch(number)])
-            reason = _final_reasons(table, repeated, keys)
-            kept.append(table.filter(reason.is_null()))
-            rejected.append(_rejects(table, reason, table["score"].combine_chunks()))
-            readable = table.filter(pc.invert(pc.is_in(reason, _UNREADABLE)))
-            for when, rows in (("before", readable), ("after", kept[-1])):
-                for side in lengths[when]:
-                    lengths[when][side] += _length_histogram(rows[side])
-        counts = {when: {side: bins.tolist() for side, bins in sides.items()} for when, sides in lengths.items()}
-        _write_piece(job, index, kept, rejected, TRAIN_SCHEMA, counts)
-    return index
-
-
-_WHEN = ("before", "after")
-_UNREADABLE = pa.array([MALFORMED, INVALID_UTF8])
-
-
-def _final_reasons(
-    table: pa.Table, repeated: npt.NDArray[np.void], held_out: Mapping[str, HeldOutKeys]
-) -> pa.StringArray:
-    """Return why each row goes [rows], null where it stays: a rule's verdict, else leakage, else that it repeats."""
-    reason = _flat(table["rule"])
-    alive = np.asarray(reason.is_null())
-    src, tgt = (_flat(table[name].fill_null(0)).to_numpy() for name in ("src_key", "tgt_key"))
-    leak = leaks(src, tgt, held_out)
-    leakage = pa.array(LEAKAGE_REASONS).take(pa.array(leak, mask=(leak == NO_LEAK) | ~alive))
-    row_id = table["row_id"].to_numpy()
-    place = np.minimum(np.searchsorted(repeated["row_id"], row_id), max(len(repeated) - 1, 0))
-    repeats, near = np.zeros(len(table), dtype=np.bool_), np.zeros(len(table), dtype=np.int64)
-    if len(repeated):
-        repeats, near = repeated["row_id"][place] == row_id, repeated["near"][place].astype(np.int64)
-    repetition = pa.array([DUPLICATE, NEAR_DUPLICATE]).take(pa.array(near, mask=~repeats))
-    return pc.coalesce(reason, leakage, repetition)
-
-
-def _length_histogram(texts: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    lengths = np.minimum(_flat(pc.utf8_length(texts)).to_numpy(), LENGTH_EDGES[-1])
-    return np.histogram(lengths, bins=LENGTH_EDGES)[0].astype(np.int64)
-
-
-def _rejects(table: pa.Table, reason: pa.StringArray, score: pa.FloatArray) -> pa.Table:
-    rows = table.select([field.name for field in _ROW_FIELDS])
-    return rows.append_column("rule", reason).append_column("score", score).filter(reason.is_valid())
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-# --- What a piece leaves, and what the stage makes of it -----------------------------------------------------------
-
-
-def _write_piece(
-    job: Job,
-    index: int,
-    kept: list[pa.Table],
-    rejected: list[pa.Table],
-    schema: pa.Schema,
-    lengths: dict[str, dict[str, list[int]]],
-) -> None:
-    clean_rows = pa.concat_tables([table.select(schema.names) for table in kept])
-    reject_rows = pa.concat_tables(rejected)
-    _write_parquet(job.file("kept", index), clean_rows.cast(schema))
-    _write_parquet(job.file("rejected", index), reject_rows.cast(REJECTS_SCHEMA))
-    reasons = Counter(reject_rows["rule"].to_pylist())
-    counts = {"kept": len(clean_rows), "rejected": dict(reasons), "lengths": lengths}
-    write_atomically(job.file("counts", index), json.dumps(counts))
-
-
-def _write_parquet(path: Path, table: pa.Table) -> None:
-    with replacing(path) as temporary:
-        pq.write_table(table.combine_chunks(), temporary, compression="zstd")
-
-
-def _counters(job: Job, corpora: list[Corpus]) -> dict[str, Any]:
+def _waterfall(
+    corpora: CorporaConfig,
+    parts: Sequence[Part],
+    counts: Mapping[int, Mapping[str, Any]],
+    explained: Mapping[str, Explanations],
+) -> list[dict[str, Any]]:
     waterfall = []
-    lengths = {when: {side: np.zeros(len(LENGTH_EDGES) - 1, np.int64) for side in ("src", "tgt")} for when in _WHEN}
-    for corpus in corpora:
-        kept, rejected = 0, Counter[str]()
-        for piece in corpus.pieces:
-            counts = json.loads(job.file("counts", piece.index).read_text(encoding="utf-8"))
-            kept += counts["kept"]
-            rejected.update(counts["rejected"])
-            for when, sides in counts["lengths"].items():
-                for side, rows in sides.items():
-                    lengths[when][side] += rows
-        reasons = TRAIN_REASONS if corpus.split == "train" else HELD_OUT_REASONS
-        waterfall.append(
-            {
-                "split": corpus.split,
-                "corpus": corpus.name,
-                "read": corpus.rows,
-                "kept": kept,
-                "rejected": {reason: rejected[reason] for reason in reasons},
-            }
-        )
-        most = _most(rejected) or "none"
-        log.info("%s/%s: %d rows read, %d kept, rejected %s", corpus.split, corpus.name, corpus.rows, kept, most)
-    histograms = {
+    for split in ALL_SPLITS:
+        # Rows of train that became dev or test stand there, under the name of their corpus.
+        names = [corpus.name for corpus in (corpora.of(split) or (corpora.train if split in HELD_OUT else ()))]
+        for name in names:
+            entry = _waterfall_entry(split, name, parts, counts, explained)
+            waterfall.append(entry)
+            most = _most(entry["rejected"]) or "none"
+            log.info("%s/%s: %d rows read, %d kept, rejected %s", split, name, entry["read"], entry["kept"], most)
+    return waterfall
+
+
+def _waterfall_entry(
+    split: Split,
+    name: str,
+    parts: Sequence[Part],
+    counts: Mapping[int, Mapping[str, Any]],
+    explained: Mapping[str, Explanations],
+) -> dict[str, Any]:
+    kept, rejected = 0, Counter[str]()
+    own = False
+    for part in parts:
+        own |= part.split == split
+        if part.corpus == name and split in counts[part.index]["splits"]:
+            kept += counts[part.index]["splits"][split]["kept"]
+            rejected.update(counts[part.index]["splits"][split]["rejected"])
+    explanations = explained.get(f"{split if own else 'train'}/{name}")
+    every = HELD_OUT_REASONS if explanations is None else reasons(explanations.criteria)
+    entry: dict[str, Any] = {
+        "split": split,
+        "corpus": name,
+        "read": kept + rejected.total(),
+        "kept": kept,
+        "rejected": {reason: rejected[reason] for reason in every},
+    }
+    if explanations is not None and own:
+        # A score with two bounds is two criteria of one name.
+        alone, only = Counter[str](), Counter[str]()
+        for criterion, by_itself, by_no_other in zip(explanations.criteria, explanations.alone, explanations.only):
+            alone[criterion.name] += int(by_itself)
+            only[criterion.name] += int(by_no_other)
+        entry |= {"alone": dict(alone), "only": dict(only)}
+    return entry
+
+
+def _lengths(counts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    lengths = {when: {side: np.zeros(len(LENGTH_EDGES) - 1, np.int64) for side in ("src", "tgt")} for when in WHEN}
+    for found in counts.values():
+        for when, sides in (found["lengths"] or {}).items():
+            for side, rows in sides.items():
+                lengths[when][side] += rows
+    return {
         when: {side: {"edges": list(LENGTH_EDGES), "rows": rows.tolist()} for side, rows in sides.items()}
         for when, sides in lengths.items()
     }
-    return {"waterfall": waterfall, "lengths": histograms}
 
 
 def _check_counts(waterfall: list[dict[str, Any]], config: CleanConfig) -> None:
     """Raise InputError where what is left cannot be used, or where more went than the config allows."""
     for entry in waterfall:
-        if entry["split"] != "train" and entry["kept"] == 0:
+        if entry["split"] in HELD_OUT and entry["kept"] == 0:
+            gone = f"all {entry['read']} rows of {entry['corpus']!r} are rejected: {_most(entry['rejected'])}"
             raise InputError(
-                f"all {entry['read']} rows of {entry['corpus']!r} are rejected: {_most(entry['rejected'])}",
+                gone if entry["read"] else f"no row of {entry['corpus']!r} falls into {entry['split']}",
                 where=f"corpora.{entry['split']}",
-                remedy="Give a corpus in UTF-8 with text on both sides",
+                remedy="Give a corpus in UTF-8 with text on both sides"
+                if entry["read"]
+                else f"Raise corpora.held_out.{entry['split']}",
             )
     train = [entry for entry in waterfall if entry["split"] == "train"]
     read, kept = sum(entry["read"] for entry in train), sum(entry["kept"] for entry in train)
@@ -519,10 +328,11 @@ def _check_counts(waterfall: list[dict[str, Any]], config: CleanConfig) -> None:
             remedy="Look at a few such lines: give better text, or raise the thresholds under clean.rules"
             + ("" if kept == 0 else " (or clean.max_reject_rate)"),
         )
-    if config.max_leakage_rate is not None and leaked / read > config.max_leakage_rate:
+    max_rate = config.leakage.max_rate
+    if max_rate is not None and leaked / read > max_rate:
         raise InputError(
-            f"{leaked} of {read} rows of train occur in dev or test, more than {config.max_leakage_rate:.2%}",
-            where="clean.max_leakage_rate",
+            f"{leaked} of {read} rows of train occur in dev or test, more than {max_rate:.2%}",
+            where="clean.leakage.max_rate",
             remedy="Take other dev and test sets, or raise the rate",
         )
 
@@ -531,37 +341,58 @@ def _most(rejected: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {rows}" for reason, rows in Counter(rejected).most_common(4) if rows)
 
 
-def _published(job: Job, corpora: list[Corpus], folder: Path) -> list[str]:
+def _published(job: Job, parts: Sequence[Part], counts: Mapping[int, Mapping[str, Any]], folder: Path) -> list[str]:
     """Move the pieces that have rows to their final names; return these. Each split has at least one part."""
     outputs: list[str] = []
-    for split in SPLITS:
-        schema = TRAIN_SCHEMA if split == "train" else HELD_OUT_SCHEMA
-        pieces = [piece.index for corpus in corpora if corpus.split == split for piece in corpus.pieces]
-        outputs += _moved([job.file("kept", index) for index in pieces], folder, f"clean/{split}", schema)
-        outputs += _moved([job.file("rejected", index) for index in pieces], folder, f"rejects/{split}", REJECTS_SCHEMA)
+    for split in ALL_SPLITS:
+        pieces = [part.index for part in parts if split in counts[part.index]["splits"]]
+        if not pieces and split not in SPLITS:
+            continue
+        kept = [job.file(f"kept/{split}", index) for index in pieces]
+        rejected = [job.file(f"rejected/{split}", index) for index in pieces]
+        outputs += _moved(kept, folder, f"clean/{split}", job.kept_schema(split))
+        outputs += _moved(rejected, folder, f"rejects/{split}", REJECTS_SCHEMA)
     return outputs
 
 
-def _moved(files: list[Path], folder: Path, into: str, schema: pa.Schema) -> list[str]:
+def _moved(files: list[Path], folder: Path, into: str, schema: Any) -> list[str]:
     (folder / into).mkdir(parents=True)
     filled = [file for file in files if pq.read_metadata(file).num_rows]
     names = [f"{into}/part-{number:05d}.parquet" for number in range(max(len(filled), 1))]
     for file, name in zip(filled, names):
         file.replace(folder / name)
     if not filled:
-        _write_parquet(folder / names[0], schema.empty_table())
+        write_parquet(folder / names[0], schema.empty_table())
     return names
+
+
+def _explanations(
+    job: Job,
+    parts: Sequence[Part],
+    waterfall: Sequence[Mapping[str, Any]],
+    explained: Mapping[str, Explanations],
+    folder: Path,
+) -> list[str]:
+    (folder / "explanations").mkdir()
+    samples = [job.file("samples", part.index) for part in parts if part.split in _JUDGED]
+    tables = {
+        "waterfall": waterfall_table(waterfall),
+        "histograms": histogram_table(explained),
+        "samples": sample_table(samples),
+    }
+    for name, table in tables.items():
+        write_parquet(folder / f"explanations/{name}.parquet", table)
+    return [f"explanations/{name}.parquet" for name in tables]
 
 
 def _check_conservation(waterfall: list[dict[str, Any]], folder: Path, outputs: list[str]) -> None:
     """Raise RuntimeError unless, for each split, the rows read are those in the files of clean/ and rejects/."""
     written: Counter[str] = Counter()
     for path in outputs:
-        _, split, _ = path.split("/")
-        written[split] += pq.read_metadata(folder / path).num_rows
-    for split in SPLITS:
-        entries = [entry for entry in waterfall if entry["split"] == split]
-        read = sum(entry["read"] for entry in entries)
-        counted = sum(entry["kept"] + sum(entry["rejected"].values()) for entry in entries)
-        if not read == counted == written[split]:
-            raise RuntimeError(f"{split}: {read} rows read, {counted} counted, {written[split]} written")
+        kind, split, _ = path.split("/") if path.count("/") == 2 else ("", "", "")
+        if kind in ("clean", "rejects"):
+            written[split] += pq.read_metadata(folder / path).num_rows
+    for split in ALL_SPLITS:
+        read = sum(entry["read"] for entry in waterfall if entry["split"] == split)
+        if read != written[split]:
+            raise RuntimeError(f"{split}: {read} rows read, {written[split]} written")

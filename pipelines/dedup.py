@@ -7,15 +7,18 @@ Keys are 64 bits and the same in every process and on every machine. Two differe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
-from pipelines.characters import IDEOGRAPH, CodePoints, Counts, Flags, folded
+from pipelines.characters import DIGIT, IDEOGRAPH, CodePoints, Counts, Flags, Folded, running, utf8_sizes
 
 Keys = npt.NDArray[np.uint64]
+# What is compared: a key, the row, how good it is (the highest stays), and a second key where one is needed.
+ENTRIES = np.dtype([("key", "<u8"), ("row_id", "<i8"), ("priority", "<f4"), ("tag", "<u8")])
 
 _LETTERS_PER_IDEOGRAPH = 3
 
@@ -28,16 +31,24 @@ class FoldedKeys:
     lengths: Counts
 
 
-def text_keys(texts: CodePoints) -> Keys:
-    """Return the key of each text as it is: [rows]."""
-    return _row_keys(texts.points, texts.offsets)
+def text_keys(texts: pa.StringArray) -> Keys:
+    """Return the key of each text as it is: [rows]; a null counts as an empty text."""
+    if not len(texts):
+        return np.empty(0, dtype=np.uint64)
+    texts = texts.fill_null("") if texts.null_count else texts
+    # All in one, and apart again: many times as fast as to take each from Arrow. Normalised texts are single lines.
+    whole = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts.cast(pa.binary()))
+    lines = pc.binary_join(whole, b"\n")[0].as_py().split(b"\n")
+    if len(lines) != len(texts):
+        lines = texts.cast(pa.binary()).to_pylist()
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, lines), dtype=np.uint64, count=len(lines))
 
 
 def folded_keys(texts: CodePoints) -> FoldedKeys:
     """Return the keys of the texts without case, punctuation and white space; digits count."""
-    points, offsets = folded(texts)
-    lengths = np.diff(offsets) + (_LETTERS_PER_IDEOGRAPH - 1) * texts.count_flag(IDEOGRAPH)
-    return FoldedKeys(_row_keys(points, offsets), lengths)
+    folded = texts.folded
+    lengths = folded.lengths + (_LETTERS_PER_IDEOGRAPH - 1) * texts.count_flag(IDEOGRAPH)
+    return FoldedKeys(text_keys(folded.to_arrow()), lengths)
 
 
 def pair_keys(src: Keys, tgt: Keys) -> Keys:
@@ -52,26 +63,66 @@ def pair_keys(src: Keys, tgt: Keys) -> Keys:
     return mixed ^ (mixed >> np.uint64(32))
 
 
-def duplicates(row_id: npt.NDArray[np.int64], exact: Keys, near: Keys) -> tuple[Flags, Flags]:
-    """Return which rows repeat the exact key of a smaller row_id, and which of the others its near key: [rows] each.
+def digitless(texts: CodePoints) -> Keys:
+    """Return the keys of the texts without case, punctuation, white space and digits: [rows]."""
+    bare = CodePoints(texts.folded.to_arrow())
+    signs = bare.signs
+    digits = np.flatnonzero((signs.flags & DIGIT) != 0)
+    keep = np.ones(len(bare.data), dtype=np.bool_)
+    for place in range(4):  # bytes of a character in UTF-8
+        longer = digits[utf8_sizes(signs.points[digits]) > place]
+        keep[signs.places[longer] + place] = False
+    return text_keys(Folded(bare.data[keep], running(keep)[bare.bounds], bare.lengths).to_arrow())
 
-    Rows of one exact key must share their near key. The order of the rows does not matter.
+
+def repeats(entries: npt.NDArray[np.void]) -> tuple[Flags, Counts]:
+    """Return which ENTRIES share their key with a better one, and the row_id of the best: [entries] each.
+
+    Better is the higher priority, then the smaller row_id, so the order of the entries does not matter.
     """
-    repeated = _repeats(row_id, exact)
-    return repeated, _repeats(row_id, near) & ~repeated
+    order, heads = _best_first(entries)
+    repeated = np.ones(len(entries), dtype=np.bool_)
+    repeated[order[heads]] = False
+    return repeated, _heads_of(entries, order, heads)
 
 
-def _repeats(row_id: npt.NDArray[np.int64], keys: Keys) -> Flags:
-    order = np.lexsort((row_id, keys))
-    ordered = keys[order]
-    repeats = np.zeros(len(keys), dtype=np.bool_)
-    repeats[order[1:]] = ordered[1:] == ordered[:-1]
-    return repeats
+def overused(entries: npt.NDArray[np.void], max_uses: int) -> tuple[Flags, Counts]:
+    """Return which ENTRIES come behind `max_uses` better ones of their key that differ in their tags, and the best's.
+
+    Entries of one key and one tag count once. Both [entries].
+    """
+    order, heads = _best_first(entries)
+    group = np.cumsum(heads) - 1
+    ordered = entries[order]
+    # The first place of each tag within its group, in the order of the entries.
+    by_tag = np.lexsort((np.arange(len(ordered)), ordered["tag"], group))
+    new = np.ones(len(ordered), dtype=np.bool_)
+    same_group, tags = group[by_tag], ordered["tag"][by_tag]
+    new[1:] = (same_group[1:] != same_group[:-1]) | (tags[1:] != tags[:-1])
+    first_of_tag = np.zeros(len(ordered), dtype=np.bool_)
+    first_of_tag[by_tag[new]] = True
+    # How many tags come before each place in its group; that of a repeated tag is the place of its first.
+    running = np.cumsum(first_of_tag)
+    rank = running - running[np.flatnonzero(heads)][group]
+    first_place = by_tag[np.flatnonzero(new)][np.cumsum(new) - 1]
+    over = np.zeros(len(ordered), dtype=np.bool_)
+    over[by_tag] = rank[first_place] >= max_uses
+    result = np.zeros(len(ordered), dtype=np.bool_)
+    result[order] = over
+    return result, _heads_of(entries, order, heads)
 
 
-def _row_keys(points: npt.NDArray[np.uint32], offsets: Counts) -> Keys:
-    data = memoryview(points.astype("<u4", copy=False).tobytes())
-    bounds = (offsets * 4).tolist()
-    digest = xxhash.xxh3_64_intdigest
-    keys = (digest(data[start:stop]) for start, stop in pairwise(bounds))
-    return np.fromiter(keys, dtype=np.uint64, count=len(bounds) - 1)
+def _best_first(entries: npt.NDArray[np.void]) -> tuple[Counts, Flags]:
+    """Return the order by key, then best first: [entries]; and which places of it start another key."""
+    order = np.lexsort((entries["row_id"], -entries["priority"], entries["key"]))
+    keys = entries["key"][order]
+    heads = np.ones(len(entries), dtype=np.bool_)
+    heads[1:] = keys[1:] != keys[:-1]
+    return order, heads
+
+
+def _heads_of(entries: npt.NDArray[np.void], order: Counts, heads: Flags) -> Counts:
+    best = np.empty(len(entries), dtype=np.int64)
+    if len(entries):
+        best[order] = entries["row_id"][order[np.flatnonzero(heads)]][np.cumsum(heads) - 1]
+    return best

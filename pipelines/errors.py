@@ -9,6 +9,9 @@ class InputError(ValueError):
     The command ends with exit status 2 on it, and prints the message without a traceback.
     """
 
+    # Beam makes another exception of one that a step raises, with the step's name in it, unless it has this mark.
+    _tagged_with_step = True
+
     def __init__(self, what: str, *, where: str, remedy: str) -> None:
         super().__init__(f"{where}: {what}. {remedy}")
         self.what = what

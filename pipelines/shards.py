@@ -1,14 +1,15 @@
 """The Parquet contract between encoding and training: schema, version, write, check, read. pyarrow alone.
 
     shards/train/part-00000.parquet     row_id int64, corpus string, src list<int32>, tgt list<int32>
+                                        and, where training changes the text, src_text string, tgt_text string
 
 `src` and `tgt` are piece ids of the tokeniser whose digest stands in the file's metadata, and end with its EOS.
-Rows are in the order of `row_id` within a file, and files in the order of their names.
+Rows are in the order of `row_id` within a file, and files in the order of their names. Text is what the ids encode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,9 @@ SCHEMA = pa.schema(
         pa.field("src", pa.list_(pa.int32()), nullable=False),
         pa.field("tgt", pa.list_(pa.int32()), nullable=False),
     ]
+)
+TEXT_SCHEMA = SCHEMA.append(pa.field("src_text", pa.string(), nullable=False)).append(
+    pa.field("tgt_text", pa.string(), nullable=False)
 )
 
 
@@ -58,14 +62,56 @@ class ShardColumns:
         """Return the pieces of each target, EOS counted: [rows]."""
         return np.diff(self.tgt_offsets)
 
+    def sources(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int32]]:
+        """Return the source ids of each of these rows."""
+        return _slices(self.src, self.src_offsets, rows)
 
-def write_shard(path: Path, table: pa.Table, tokenizer_digest: str) -> None:
+    def targets(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int32]]:
+        """Return the target ids of each of these rows."""
+        return _slices(self.tgt, self.tgt_offsets, rows)
+
+
+def columns_of(
+    row_id: npt.NDArray[np.int64], src: Sequence[npt.NDArray[np.int32]], tgt: Sequence[npt.NDArray[np.int32]]
+) -> ShardColumns:
+    """Return rows given one by one as columns."""
+    sides = []
+    for rows in (src, tgt):
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        sides += [np.concatenate([np.empty(0, dtype=np.int32), *rows]), offsets]
+    return ShardColumns(row_id, *sides)
+
+
+def joined(columns: Sequence[ShardColumns]) -> ShardColumns:
+    """Return the rows of all, one after another; of at least one."""
+
+    def offsets(lengths: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+        return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(lengths))])
+
+    return ShardColumns(
+        row_id=np.concatenate([part.row_id for part in columns]),
+        src=np.concatenate([part.src for part in columns]),
+        src_offsets=offsets([part.src_lengths() for part in columns]),
+        tgt=np.concatenate([part.tgt for part in columns]),
+        tgt_offsets=offsets([part.tgt_lengths() for part in columns]),
+    )
+
+
+def _slices(
+    values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> list[npt.NDArray[np.int32]]:
+    return [values[offsets[row] : offsets[row + 1]] for row in rows.tolist()]
+
+
+def write_shard(path: Path, table: pa.Table, tokenizer_digest: str, *, with_text: bool = False) -> None:
     """Write one shard under its final name only when it is whole; the same rows give the same bytes.
 
-    Raises KeyError when a column is missing, and pa.ArrowInvalid when one does not fit SCHEMA.
+    Raises KeyError when a column is missing, and pa.ArrowInvalid when one does not fit SCHEMA (TEXT_SCHEMA).
     """
+    schema = TEXT_SCHEMA if with_text else SCHEMA
     metadata = {_FORMAT_KEY: str(SHARD_FORMAT).encode(), _TOKENIZER_KEY: tokenizer_digest.encode()}
-    table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(metadata)
+    table = table.select(schema.names).cast(schema).replace_schema_metadata(metadata)
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", store_schema=True)
 
@@ -90,7 +136,7 @@ def check_shard(path: Path, tokenizer_digest: str | None = None) -> int:
                 where=str(path),
                 remedy="Encode the corpus again with this version",
             )
-        if not file.schema_arrow.remove_metadata().equals(SCHEMA):
+        if file.schema_arrow.remove_metadata() not in (SCHEMA, TEXT_SCHEMA):
             raise InputError(
                 f"columns {file.schema_arrow.names} do not fit the shard schema",
                 where=str(path),
@@ -116,17 +162,43 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def read_shards(folder: Path, tokenizer_digest: str | None = None) -> ShardColumns:
     """Return all rows of one split, files in order. Raises InputError as `check_shard` and `shard_paths` do."""
-    tables = list(_checked_tables(folder, tokenizer_digest))
-    table = pa.concat_tables(tables)
+    return of_table(pa.concat_tables(_checked_tables(folder, tokenizer_digest)))
+
+
+def of_table(table: pa.Table) -> ShardColumns:
+    """Return the columns of rows that were read from a shard."""
     src, src_offsets = _flat(table["src"])
     tgt, tgt_offsets = _flat(table["tgt"])
     return ShardColumns(table["row_id"].to_numpy(), src, src_offsets, tgt, tgt_offsets)
 
 
+def read_corpora(folder: Path) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Return the corpora's names, and for each row of one split the place of its corpus among them: [rows]."""
+    tables = [pq.read_table(path, columns=["corpus"], read_dictionary=["corpus"]) for path in shard_paths(folder)]
+    column = pa.concat_tables(tables)["corpus"].unify_dictionaries().combine_chunks()
+    return column.dictionary.to_pylist(), column.indices.to_numpy()
+
+
+def check_texts(folder: Path) -> None:
+    """Raise InputError naming the file when a shard of this split was written without text."""
+    for path in shard_paths(folder):
+        if not pq.read_schema(path).remove_metadata().equals(TEXT_SCHEMA):
+            raise InputError(
+                "the shard holds no text for `augment` to change",
+                where=str(path),
+                remedy="Encode the corpus again with this recipe",
+            )
+
+
+def shard_sizes(folder: Path) -> list[int]:
+    """Return the rows of each shard of one split, in the shards' order."""
+    return [pq.read_metadata(path).num_rows for path in shard_paths(folder)]
+
+
 def _checked_tables(folder: Path, tokenizer_digest: str | None) -> Iterator[pa.Table]:
     for path in shard_paths(folder):
         check_shard(path, tokenizer_digest)
-        yield pq.read_table(path, schema=SCHEMA)
+        yield pq.read_table(path, columns=SCHEMA.names)
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -11,6 +11,7 @@ that it reads, and its inputs' digests. `manifest.json` appears last and atomica
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -35,6 +36,8 @@ from pipelines.errors import InputError
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT: Literal[1] = 1
 KEY_DIGITS = 12
+# The disk is full, the user's share of it, or the size that a file may have.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger(__name__)
 _planning: ContextVar[bool] = ContextVar("planning", default=False)
@@ -229,9 +232,19 @@ def run_stage(
         if folder.exists() and not keeps_partial_output:
             shutil.rmtree(folder)
         folder.mkdir(exist_ok=True)
-        log.info("%s: started in %s with %s", name, folder, json.dumps(config, ensure_ascii=False))
+        log.info("%s: started in %s", name, folder)
+        log.debug("%s: config %s", name, json.dumps(config, ensure_ascii=False))
         started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        result = body(folder)
+        try:
+            result = body(folder)
+        except Exception as error:
+            if _is_for_lack_of_space(error):
+                raise InputError(
+                    "there is no room to write the stage's files",
+                    where=str(folder),
+                    remedy="Make room on that disk, or use another --workdir, and run again",
+                ) from error
+            raise
         manifest = Manifest(
             stage=name,
             version=version,
@@ -248,6 +261,15 @@ def run_stage(
         lock.release()
     log.info("%s: done in %.1f s, output in %s", name, manifest.seconds, folder)
     return StageRun(folder, manifest, reused=False)
+
+
+def _is_for_lack_of_space(error: BaseException | None) -> bool:
+    """Return whether an error, or what it was raised in place of, says that a disk or a quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _described(folder: Path, path: str) -> OutputFile:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.config import LanguagesConfig, TokenizerConfig
 from pipelines.errors import InputError
+from pipelines.segmentation import SPACE, Vocabulary
 from pipelines.stage import file_sha256, write_atomically
 
 PAD_ID = 0
@@ -54,6 +55,7 @@ class _Description(BaseModel):
     source_size: int
     target_size: int
     models: dict[str, str]
+    symbols: tuple[str, ...] = ()  # not in the file where there are none
 
 
 class Tokenizer:
@@ -67,10 +69,15 @@ class Tokenizer:
         source: sentencepiece.SentencePieceProcessor,
         target: sentencepiece.SentencePieceProcessor,
         digest: str,
+        description: _Description,
     ) -> None:
         self.digest = digest
+        self.kind: Literal["unigram", "bpe"] = description.kind
+        self.source_language: str = description.source
+        self.target_language: str = description.target
         self.source_size: int = source.get_piece_size()
         self.target_size: int = target.get_piece_size()
+        self._symbols = description.symbols
         self._source = source
         self._target = target
 
@@ -86,7 +93,7 @@ class Tokenizer:
             processors[name] = _read_model(folder / name, sha256)
         source = processors[JOINT_MODEL if description.joint else SOURCE_MODEL]
         target = processors[JOINT_MODEL if description.joint else TARGET_MODEL]
-        return cls(source, target, _digest(folder))
+        return cls(source, target, _digest(folder), description)
 
     def encode_source(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the piece ids of each source text, the last of them EOS_ID."""
@@ -95,6 +102,25 @@ class Tokenizer:
     def encode_target(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the piece ids of each target text, the last of them EOS_ID."""
         return _encode(self._target, texts)
+
+    def source_vocabulary(self) -> Vocabulary:
+        """Return what sampling of source texts needs: see `pipelines/segmentation.py`."""
+        return self._vocabulary(self._source)
+
+    def target_vocabulary(self) -> Vocabulary:
+        """Return what sampling of target texts needs: see `pipelines/segmentation.py`."""
+        return self._vocabulary(self._target)
+
+    def _vocabulary(self, processor: sentencepiece.SentencePieceProcessor) -> Vocabulary:
+        symbols = {SPACE + symbol for symbol in self._symbols}
+        special = (processor.is_control, processor.is_unknown, processor.is_byte, processor.is_unused)
+        normal = {
+            piece: number
+            for number in range(processor.get_piece_size())
+            if not any(is_of(number) for is_of in special) and (piece := processor.id_to_piece(number)) not in symbols
+        }
+        scores = {piece: processor.get_score(number) for piece, number in normal.items()}
+        return Vocabulary(self.kind, normal, scores, self._symbols, lambda words: processor.encode(list(words)))
 
     def decode_source(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Return the text of each list of source piece ids; PAD, UNK, BOS and EOS are skipped."""
@@ -130,6 +156,8 @@ def train_model(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
             byte_fallback=config.byte_fallback,
             normalization_rule_name="identity",
             split_digits=True,  # a number that was never seen is spelt with digits that were
+            # With the space before them, so that a symbol is one piece and not a space and a piece.
+            user_defined_symbols=[SPACE + symbol for symbol in config.symbols],
             max_sentence_length=_MAX_SENTENCE_BYTES,
             pad_id=PAD_ID,
             unk_id=UNK_ID,
@@ -162,8 +190,10 @@ def save_tokenizer(
         source_size=sizes[JOINT_MODEL if config.joint else SOURCE_MODEL],
         target_size=sizes[JOINT_MODEL if config.joint else TARGET_MODEL],
         models={name: hashlib.sha256(content).hexdigest() for name, content in sorted(models.items())},
+        symbols=config.symbols,
     )
-    write_atomically(folder / TOKENIZER_JSON, json.dumps(description.model_dump(), indent=1, ensure_ascii=False) + "\n")
+    table = description.model_dump(mode="json", exclude_defaults=True)
+    write_atomically(folder / TOKENIZER_JSON, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     return tokenizer_files(folder)
 
 

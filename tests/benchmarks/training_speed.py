@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from nmt.batches import collate, plan_epoch, target_tokens, trainable_rows
+from nmt.batches import collate, plan_epoch, target_tokens
 from nmt.config import ModelConfig, TrainConfig
 from nmt.model.seq2seq import build_model
 from nmt.optim import make_optimizer
 from nmt.step import FlatGradients, World, train_step
+from pipelines.epoch_rows import trainable_rows
 from pipelines.shards import ShardColumns, read_shards
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.config import PublishConfig, Recipe
 from nmt.config import EvaluateConfig
 from nmt.evaluate import evaluate_tests
 from pipelines.config import CorporaConfig, CorpusConfig, LanguagesConfig
+from pipelines.corpus import ROW_ID_STRIDE
+from pipelines.explanations import Explanations, histogram_table, sample_table, waterfall_table
 from pipelines.stage import StageResult, StageRun, run_stage
+from pipelines.verdict import Criterion, judge
 
 SIZE = 40
 ANIMALS = ("Hund", "Vogel", "Fisch", "Bär", "Esel", "Igel", "Affe", "Wolf")
@@ -28,14 +34,25 @@ WATERFALL = (
         "read": 12_000,
         "kept": 10_500,
         "rejected": {"empty": 240, "length_ratio": 0, "language": 1_259, "duplicate": 1},
+        "alone": {"empty": 240, "length_ratio": 12, "language": 1_300, "terminal_punctuation": 0},
+        "only": {"empty": 200, "length_ratio": 0, "language": 1_250, "terminal_punctuation": 0},
     },
     {"split": "dev", "corpus": "val", "read": 20, "kept": 20, "rejected": {"empty": 0}},
     {"split": "test", "corpus": "news", "read": SIZE, "kept": SIZE, "rejected": {"empty": 0}},
 )
-REJECTED = (
-    ("captions", "", "Leer.", "empty", None),
-    ("captions", "<script>alert(1)</script>", "a\x00b & c", "language", 0.125),
-    ("captions", "A dog.", "Ein Hund.", "duplicate", None),
+CRITERIA = (
+    Criterion("empty", "score_empty", "below", 1.0),
+    Criterion("length_ratio", "score_length_ratio", "above", 2.5),
+    Criterion("terminal_punctuation", "score_terminal_punctuation", "above", None),
+    Criterion("language", "score_language", "above", 0.7),
+)
+# Of train: source, target, the scores of the criteria, the reason why it went, and the row that it repeats.
+TRAIN: tuple[tuple[str, str, tuple[float | None, ...], str | None, int | None], ...] = (
+    ("A dog.", "Ein Hund.", (6.0, 1.5, 0.0, 0.125), None, None),
+    ("", "Leer.", (0.0, None, None, None), "empty", None),
+    ("<script>alert(1)</script>", "a\x00b & c", (7.0, 2.0, 1.0, 0.875), "language", None),
+    ("A dog.", "Ein Hund.", (6.0, 1.5, 0.0, 0.125), "duplicate", 0),
+    ("A cat sleeps.", "Eine Katze schläft", (12.0, 1.25, 0.5, 0.625), None, None),
 )
 
 
@@ -139,28 +156,78 @@ def _training_files(weights: bytes) -> dict[str, bytes]:
 def _clean(
     root: Path, sources: Sequence[str], references: Sequence[str], waterfall: Sequence[Mapping[str, Any]]
 ) -> StageRun:
+    judged = any(entry["split"] == "train" for entry in waterfall)
+
     def body(folder: Path) -> StageResult:
         test = {
-            "row_id": pa.array([2 * 2**40 + row for row in range(len(references))], pa.int64()),
+            "row_id": pa.array([2 * ROW_ID_STRIDE + row for row in range(len(references))], pa.int64()),
             "corpus": ["news"] * len(references),
             "src": list(sources),
             "tgt": list(references),
             "src_raw": list(sources),
             "tgt_raw": list(references),
         }
-        columns = ("corpus", "src", "tgt", "rule", "score")
-        rejects = {name: [row[index] for row in REJECTED] for index, name in enumerate(columns)}
-        rejects["score"] = pa.array(rejects["score"], pa.float32())
-        paths = {"clean/test/part-00000.parquet": test, "rejects/train/part-00000.parquet": rejects}
+        train = _train_table()
+        gone = train["rule"].is_valid()
+        columns = ["row_id", "corpus", "src", "tgt"]
+        paths = {
+            "clean/test/part-00000.parquet": pa.table(test),
+            "clean/train/part-00000.parquet": train.filter(pc.invert(gone)).select(columns),
+            "rejects/train/part-00000.parquet": train.filter(gone).select([*columns, "rule", "score", "match"]),
+        }
+        if judged:
+            explanations = _explained(train, folder)
+            samples = sample_table([folder / "samples"])
+            (folder / "samples").unlink()
+        else:
+            explanations, samples = {}, sample_table([])
+        paths |= {
+            "explanations/waterfall.parquet": waterfall_table(waterfall),
+            "explanations/histograms.parquet": histogram_table(explanations),
+            "explanations/samples.parquet": samples,
+        }
         for path, table in paths.items():
-            (folder / path).parent.mkdir(parents=True)
-            pq.write_table(pa.table(table), folder / path)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, folder / path)
         histogram = {"edges": [0, 10, 20, 30, 500], "rows": [100, 8_000, 3_900, 0]}
         kept = {"edges": [0, 10, 20, 30, 500], "rows": [0, 7_500, 3_000, 0]}
         lengths = {"before": {"src": histogram, "tgt": histogram}, "after": {"src": kept, "tgt": kept}}
         return StageResult(paths, {"waterfall": list(waterfall), "lengths": lengths})
 
-    return run_stage("clean", 1, {"waterfall": list(waterfall)}, _digests(sources, references), root, body)
+    criteria = {"train/captions": [asdict(criterion) for criterion in CRITERIA]} if judged else {}
+    config = {"waterfall": list(waterfall), "criteria": criteria}
+    return run_stage("clean", 1, config, _digests(sources, references), root, body)
+
+
+def _train_table() -> pa.Table:
+    scores = {
+        criterion.column: pa.array([row[2][place] for row in TRAIN], pa.float32())
+        for place, criterion in enumerate(CRITERIA)
+    }
+    names = [criterion.name for criterion in CRITERIA]
+    gone_with = [row[2][names.index(row[3])] if row[3] in names else None for row in TRAIN]
+    return pa.table(
+        {
+            "row_id": pa.array(range(len(TRAIN)), pa.int64()),
+            "corpus": ["captions"] * len(TRAIN),
+            "src": [row[0] for row in TRAIN],
+            "tgt": [row[1] for row in TRAIN],
+            "rule": pa.array([row[3] for row in TRAIN], pa.string()),
+            "score": pa.array(gone_with, pa.float32()),
+            "match": pa.array([row[4] for row in TRAIN], pa.int64()),
+            **scores,
+        }
+    )
+
+
+def _explained(train: pa.Table, folder: Path) -> dict[str, Explanations]:
+    """Return what explains the rows of train, and write their samples."""
+    columns = {criterion.column: train[criterion.column].combine_chunks() for criterion in CRITERIA}
+    explanations = Explanations(CRITERIA)
+    explanations.count(judge(columns, CRITERIA, len(train)), columns, np.ones(len(train), dtype=np.bool_))
+    explanations.show(train, train["rule"].combine_chunks(), train["score"].combine_chunks())
+    explanations.write_samples(folder / "samples")
+    return {"train/captions": explanations}
 
 
 def _run(

@@ -17,7 +17,7 @@ from flows import build as build_module
 from flows.build import build, stage_arguments
 from flows.config import Recipe
 from flows.run_folder import RunFolder
-from flows.stages import STAGE_NAMES
+from flows.stages import RATING_STAGES, STAGE_NAMES
 from pipelines.errors import InputError
 from pipelines.stage import StageRun
 
@@ -57,6 +57,9 @@ def build_with(prefect_server: None) -> Iterator[Callable[[str, Path], dict[str,
         yield run
 
 
+RUN = [name for name in STAGE_NAMES if name not in RATING_STAGES]  # the recipe asks for no ratings
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run of the flow whose stage fit_tokenizer was killed at its first attempt."""
@@ -86,14 +89,14 @@ def finished(
 
 
 def test_the_stages_run_in_order_and_a_killed_one_is_started_again(finished: Finished) -> None:
-    once = [f"{name}: attempt 1" for name in STAGE_NAMES]
-    assert finished.lines == [*once[:2], "fit_tokenizer: attempt 2", *once[2:]]
+    once = [f"{name}: attempt 1" for name in RUN]
+    assert finished.lines == [*once[:3], "fit_tokenizer: attempt 2", *once[3:]]
 
 
 def test_the_run_folder_points_to_the_stages(finished: Finished) -> None:
     folder = finished.folder
     assert finished.result["folder"] == str(folder.folder)
-    assert list(folder.stage_runs()) == list(STAGE_NAMES)
+    assert list(folder.stage_runs()) == RUN
     for name, path in finished.result["stages"].items():
         assert (folder.folder / "stages" / name).resolve() == Path(path).resolve()
 
@@ -102,7 +105,7 @@ def test_the_run_folder_holds_scores_report_and_the_gates_answer(finished: Finis
     folder = finished.folder
     assert json.loads(folder.scores.read_text())["tests"]["a"]["metrics"]["bleu"]["score"] == 61.25
     assert folder.report.read_text() == "True"
-    assert folder.read().gate == {"published": True, "reasons": ["6 stages"], "model": str(folder.model)}
+    assert folder.read().gate == {"published": True, "reasons": ["7 stages"], "model": str(folder.model)}
 
 
 def test_a_workdir_can_be_moved(finished: Finished, tmp_path: Path) -> None:
@@ -120,14 +123,14 @@ def test_prefect_shows_the_tasks_in_order(finished: Finished) -> None:
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
     assert run.name.startswith("tiny ")
     ordered = sorted(tasks, key=lambda task: task.expected_start_time or task.created)
-    assert [task.name.partition("-")[0] for task in ordered] == [*STAGE_NAMES, "publish", "report"]
-    assert [task.run_count for task in ordered] == [1, 2, 1, 1, 1, 1, 1, 1]
+    assert [task.name.partition("-")[0] for task in ordered] == [*RUN, "publish", "report"]
+    assert [task.run_count for task in ordered] == [1, 1, 2, 1, 1, 1, 1, 1, 1]
 
 
 def test_prefect_shows_waterfall_scores_gate_and_report(finished: Finished) -> None:
     with get_client(sync_client=True) as client:
         artifacts = {artifact.key: artifact.data for artifact in client.read_artifacts()}
-    waterfall = "| rows | train a |\n| --- | --- |\n| read | 9 |\n| - html | 2 |\n| kept | 7 |"
+    waterfall = "| rows | train a |\n| --- | --- |\n| read | 9 |\n| - html | 2   22.2 % |\n| kept | 7   77.8 % |"
     assert artifacts["waterfall-tiny-1"] == waterfall
     assert json.loads(artifacts["scores-table-tiny-1"])[0]["score"] == "61.25"
     assert "**published**" in artifacts["gate-tiny-1"]

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import re
 
-from flows.charts import bleu_curve, length_histogram, loss_curves
+import pytest
+
+from flows.charts import bleu_curve, length_histogram, loss_curves, score_histogram
 
 TRAIN = [{"update": update, "loss": 5.0 - update / 100} for update in (10, 20, 30)]
 VALIDATIONS = [{"update": 20, "loss": 4.9, "bleu": 12.5}, {"update": 30, "loss": 4.8, "bleu": 11.0}]
@@ -32,6 +34,52 @@ def test_a_histogram_ends_with_its_last_bin_that_has_rows() -> None:
 def test_a_histogram_without_a_row_can_be_drawn() -> None:
     empty = {"edges": [0, 10, 20], "rows": [0, 0]}
     assert length_histogram("lengths", empty, empty, "de").startswith("<svg")
+
+
+EDGES = [0.0, 1.0, 2.0, 3.0, 5.0, 10.0]
+
+
+def _bars(svg: str) -> list[list[tuple[float, float]]]:
+    """The left edge and the height of each bar, as read and kept."""
+    paths = re.findall(r'<path d="([^"]*)" fill=', svg)
+    return [[(float(x), float(tall)) for x, tall in re.findall(r"M([\d.]+) 128v-([\d.]+)h", path)] for path in paths]
+
+
+def test_scores_are_drawn_on_a_scale_of_powers_of_ten() -> None:
+    before, after = _bars(score_histogram("words", EDGES, [1, 10, 100, 1000, 0, 0], [1, 0, 10, 0, 0, 0], []))
+    # The field is 300 wide and 110 high; 1000 rows are the fourth of four decades' lines, one row stands 0.35 above 0.
+    assert before == [(36.0, 8.9), (111.0, 34.1), (186.0, 59.4), (261.0, 84.7)]
+    assert after == [(36.0, 8.9), (186.0, 34.1)]
+
+
+def test_bins_without_a_row_beyond_the_others_are_left_out() -> None:
+    svg = score_histogram("words", EDGES, [0, 0, 5, 0, 0, 7], [0, 0, 5, 0, 0, 0], [])
+    assert [x for x, _ in _bars(svg)[0]] == [36.0, 261.0]
+    assert {"2", "10"} <= set(_texts(svg)) and "0" not in _texts(svg)
+
+
+@pytest.mark.parametrize(
+    ("worse", "value", "place"),
+    [
+        ("above", 2.5, 2.5),
+        ("above", 2.0, 2.0),
+        ("below", 1.0, 1.0),
+        ("above", 4.0, 3.5),
+        ("above", 0.0, 1.0),  # only the rows of the first bin stay
+        ("above", 10.0, 5.0),
+        ("below", 40.0, 5.0),
+    ],
+)
+def test_the_threshold_stands_where_it_lies_in_its_bin(worse: str, value: float, place: float) -> None:
+    svg = score_histogram("words", EDGES, [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [(worse, value)])
+    (mark,) = re.findall(r'<path d="M([\d.]+) 6V128"', svg)
+    assert float(mark) == 36 + place * 50
+    assert f"{worse} {value:g}" in _texts(svg)
+
+
+def test_scores_that_no_row_has_can_be_drawn() -> None:
+    svg = score_histogram("words", EDGES, [0] * 6, [0] * 6, [("above", 2.0)])
+    assert svg.startswith("<svg") and svg.endswith("</svg>") and _bars(svg) == [[], []]
 
 
 def test_a_chart_is_one_svg_element_without_a_foreign_address() -> None:

@@ -50,7 +50,9 @@ def seqloom(*arguments: str | Path) -> Result:
 
 def test_help_names_every_command_with_examples_and_exit_statuses() -> None:
     text = seqloom("--help").stdout
-    for name in ("run", "plan", "prepare", "train", "stage", "report", "translate", "evaluate", "schema"):
+    for name in (
+        "run", "plan", "prepare", "train", "stage", "report", "preview", "explain", "translate", "evaluate", "schema",
+    ):  # fmt: skip
         assert f"│ {name} " in text
     assert "seqloom run my.yaml --set train.max_epochs=3" in text
     assert "0 done, 1 failed, 2 wrong usage or input" in text
@@ -63,7 +65,7 @@ def test_importing_the_command_imports_no_slow_library() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "prepare", "train"])
+@pytest.mark.parametrize("command", ["run", "plan", "prepare", "train", "explain"])
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -104,7 +106,7 @@ def test_a_missing_corpus_ends_with_status_two_before_anything_starts(recipe: st
 def test_an_unknown_stage_ends_with_status_two(recipe: str) -> None:
     result = seqloom("stage", "dream", recipe)
     assert result.exit_code == 2
-    assert "dream: no such stage. Give one of clean, fit_tokenizer, encode" in result.stderr
+    assert "dream: no such stage. Give one of score, fit_quality, rate, clean, fit_tokenizer, encode" in result.stderr
 
 
 def test_an_input_that_is_no_finished_stage_ends_with_status_two(recipe: str, tmp_path: Path) -> None:

@@ -81,6 +81,9 @@ def test_a_number_with_an_exponent_is_a_number(recipe: Path, value: str) -> None
         ("languages.source=english", "key `languages.source`: String should match pattern"),
         ("tokenizer.joint=false", "model.share_embeddings needs tokenizer.joint"),
         ("model.hidden_dim=7", "hidden_dim 7 must be even"),
+        ("augment.typos=1.5", "key `augment.typos`: Input should be less than or equal to 1"),
+        ("augment.upper_cases=0.1", "unknown key `augment.upper_cases`"),
+        ("augment.tags=[{tag: <a>}]", "the tag '<a>' of augment.tags must be one of tokenizer.symbols too"),
         ("name=stages", "the name `stages` is taken"),
         ("train.max_epochs", "not of the form KEY=VALUE"),
         ("=3", "not of the form KEY=VALUE"),
@@ -101,8 +104,8 @@ def test_a_wrong_override_names_the_key_and_the_fault(recipe: Path, override: st
         ("name: a\nname: b\n", "key `name` given twice"),
         ("name: tiny\n", "key `languages` is missing; key `corpora` is missing"),
         (RECIPE.replace("name: tiny", "name: ../up"), "key `name`: String should match pattern"),
-        (RECIPE.replace("tsv: b.tsv", "source: b.en"), "give either `source` and `target`, or `tsv`"),
-        (RECIPE.replace("[{name: b, tsv: b.tsv}]", "[]"), "key `corpora.dev`"),
+        (RECIPE.replace("tsv: b.tsv", "source: b.en"), "needs both `source` and `target`"),
+        (RECIPE.replace("[{name: b, tsv: b.tsv}]", "[]"), "give either corpora of `dev`, or a share of train"),
     ],
 )
 def test_a_wrong_file_is_named_with_the_fault(tmp_path: Path, text: str, says: str) -> None:
@@ -111,6 +114,15 @@ def test_a_wrong_file_is_named_with_the_fault(tmp_path: Path, text: str, says: s
     message = loading_fails(path)
     assert str(path) in message
     assert says in message
+
+
+def test_tags_are_symbols_of_the_tokeniser_and_of_corpora_that_there_are(recipe: Path) -> None:
+    symbols, tags = "tokenizer.symbols=[<a>]", "augment.tags=[{tag: <a>, corpora: [%s]}]"
+    loaded = load_recipe(str(recipe), define={"DATA": "/data"}, overrides=[symbols, tags % "a"])
+    assert loaded.augment.active
+    assert not loaded.augment.changes_text
+    message = loading_fails(recipe, symbols, tags % "news")
+    assert "the tag '<a>' is for ['news'], which are no corpora of train" in message
 
 
 def test_a_missing_definition_is_named_with_the_remedy(recipe: Path) -> None:

@@ -57,8 +57,10 @@ def html(runs: dict[str, StageRun], tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_the_waterfall_shows_what_each_rule_dropped(html: str) -> None:
     text = Page(html).text
-    assert "read 12,000 empty −240 2.0 % language −1,259 10.5 % duplicate −1 <0.1 % kept 10,500 87.5 %" in text
-    assert "No row dropped by length_ratio." in text
+    assert "captions train 87.5 % kept Rows Alone Only read 12,000 empty −240 2.0 % 240 200" in text
+    assert "length_ratio 0 12 0 language −1,259 10.5 % 1,300 1,250 duplicate −1 <0.1 % kept 10,500 87.5 %" in text
+    # Dev and test are not judged by score.
+    assert "val dev 100.0 % kept Rows read 20 kept 20 100.0 % 1 reason without a row empty" in text
 
 
 def test_scores_stand_with_interval_and_signature(html: str, runs: dict[str, StageRun]) -> None:
@@ -85,8 +87,8 @@ def test_what_the_page_refers_to_is_there_once(html: str) -> None:
 
 
 def test_charts_and_heat_map_are_inline_svg(html: str) -> None:
-    # Losses, BLEU, two histograms of lengths, one heat map.
-    assert Page(html).tags.count("svg") == 5
+    # Losses, BLEU, two histograms of lengths, one heat map; scores of three rules that drop and a soft one.
+    assert Page(html).tags.count("svg") == 5 + 4
     assert "best 41.25" in Page(html).text
 
 
@@ -97,10 +99,45 @@ def test_text_of_a_corpus_is_escaped(html: str) -> None:
     assert "a␀b &amp; c" in html
 
 
-def test_rejected_rows_stand_under_their_rule(html: str) -> None:
+def test_scores_are_shown_of_rules_that_drop_and_of_soft_ones(html: str) -> None:
+    section = html[html.index('<section id="rules">') : html.index('<section id="examples">')]
+    assert re.findall(r"<h3>(\w+)</h3>", section) == ["empty", "length_ratio", "language", "terminal_punctuation"]
+    assert re.findall(r">([a-z]+ [\d.]+)</text>", section) == ["below 1", "above 2.5", "above 0.7"]
+
+
+def test_examples_stand_under_their_rule(html: str) -> None:
     text = Page(html).text
-    assert "language 1,259 rows" in text and "0.125" in text
-    assert "duplicate 1 row " in text
+    assert (
+        "language 1,259 rows, above 0.7 Dropped, drawn by chance Row Source Target Score "
+        "captions:3 <script>alert(1)</script> a␀b & c 0.875 Dropped, nearest to the threshold Row Source Target Score "
+        "captions:3 <script>alert(1)</script> a␀b & c 0.875 Kept, nearest to the threshold Row Source Target Score "
+        "captions:5 A cat sleeps. Eine Katze schläft 0.625 captions:1 A dog. Ein Hund. 0.125"
+    ) in text
+    assert "captions:2 empty Leer. 0 " in text
+
+
+def test_a_repetition_stands_with_the_row_that_it_repeats(html: str) -> None:
+    expected = "captions:4 A dog. Ein Hund. as train/captions:1 A dog. Ein Hund."
+    assert f"duplicate 1 row Dropped, drawn by chance Row Source Target Score {expected}" in Page(html).text
+
+
+def test_many_corpora_are_an_overview_and_open_by_a_click(tmp_path: Path) -> None:
+    few, many = (
+        [
+            {"split": "test", "corpus": f"c{place}", "read": 10, "kept": 9, "rejected": {"empty": 1}}
+            for place in range(n)
+        ]
+        for n in (5, 7)
+    )
+    shown = {
+        n: _html({"clean": finished_runs(tmp_path / n, waterfall=w)["clean"]}, tmp_path / f"{n}.html")
+        for n, w in (("few", few), ("many", many))
+    }
+    assert shown["few"].count('<details class="card" open>') == 5
+    assert "Split Corpus Read Kept" not in Page(shown["few"]).text
+    assert shown["many"].count('<details class="card" open>') == 5
+    assert shown["many"].count('<details class="card">') == 2
+    assert "Split Corpus Read Kept test c0 10 9 90.0 % test c1" in Page(shown["many"]).text
 
 
 def test_samples_go_from_the_best_to_the_worst_row(html: str) -> None:
@@ -162,8 +199,8 @@ def test_a_model_without_attention_says_so(tmp_path: Path) -> None:
     assert "none: translation kept the attention of no row" in Page(_html(runs, tmp_path / "report.html")).text
 
 
-def test_a_corpus_without_a_rejected_row_says_so(tmp_path: Path) -> None:
+def test_a_stage_without_a_judged_corpus_says_so(tmp_path: Path) -> None:
     waterfall = [{"split": "test", "corpus": "news", "read": SIZE, "kept": SIZE, "rejected": {"empty": 0}}]
-    runs = finished_runs(tmp_path / "stages", waterfall=waterfall)
-    text = Page(_html(runs, tmp_path / "report.html")).text
-    assert "none: no row was rejected" in text
+    text = Page(_html(finished_runs(tmp_path / "stages", waterfall=waterfall), tmp_path / "report.html")).text
+    assert "none: no corpus was judged" in text
+    assert "none: no rule would drop a row, and none is soft" in text

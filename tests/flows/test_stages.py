@@ -8,7 +8,7 @@ import pytest
 from flows import stages
 from flows.config import Profile, Recipe
 from flows.run_folder import RunFolder
-from flows.stages import STAGE_NAMES, PlannedStage, given_stage, plan, run_up_to
+from flows.stages import STAGE_NAMES, PlannedStage, given_stage, plan, run_up_to, stages_of
 from pipelines.errors import InputError
 from pipelines.stage import StageResult, StageRun, WouldRun, planning, run_stage
 
@@ -33,7 +33,15 @@ def changed(**tables: dict[str, Any]) -> Recipe:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stages that only write their table of the recipe: what is here tested is the order, and who reads whom."""
     names: list[str] = []
-    reads = {"clean": "clean", "fit_tokenizer": "tokenizer", "encode": "shards", "train": "train"}
+    reads = {
+        "score": "languages",
+        "fit_quality": "clean",
+        "rate": "languages",
+        "clean": "clean",
+        "fit_tokenizer": "tokenizer",
+        "encode": "shards",
+        "train": "train",
+    }
 
     def run(
         name: str, recipe: Recipe, profile: Profile, root: Path, runs: dict[str, StageRun], *, use_ray: bool
@@ -58,7 +66,7 @@ def reasons(planned: list[PlannedStage]) -> dict[str, str]:
 
 def test_stages_run_in_their_order_up_to_the_one_named(tmp_path: Path, ran: list[str]) -> None:
     runs = run_up_to("encode", RECIPE, Profile(), tmp_path)
-    assert ran == ["clean", "fit_tokenizer", "encode"]
+    assert ran == ["score", "clean", "fit_tokenizer", "encode"]
     assert list(runs) == ran
     assert all(run.folder.parent == tmp_path / "stages" for run in runs.values())
 
@@ -66,14 +74,14 @@ def test_stages_run_in_their_order_up_to_the_one_named(tmp_path: Path, ran: list
 def test_finished_stages_are_reused(tmp_path: Path, ran: list[str]) -> None:
     run_up_to("encode", RECIPE, Profile(), tmp_path)
     runs = run_up_to("train", RECIPE, Profile(), tmp_path)
-    assert ran == ["clean", "fit_tokenizer", "encode", "train"]
-    assert [run.reused for run in runs.values()] == [True, True, True, False]
+    assert ran == ["score", "clean", "fit_tokenizer", "encode", "train"]
+    assert [run.reused for run in runs.values()] == [True, True, True, True, False]
 
 
 def test_a_given_stage_is_taken_as_it_is(tmp_path: Path, ran: list[str]) -> None:
     clean = run_up_to("clean", RECIPE, Profile(), tmp_path / "other")["clean"]
     runs = run_up_to("fit_tokenizer", RECIPE, Profile(), tmp_path, given={"clean": given_stage("clean", clean.folder)})
-    assert ran == ["clean", "fit_tokenizer"]
+    assert ran == ["score", "clean", "fit_tokenizer"]
     assert runs["clean"].folder == clean.folder
 
 
@@ -90,10 +98,10 @@ def test_a_given_folder_must_be_of_that_stage(tmp_path: Path) -> None:
 
 def test_planning_runs_nothing_and_writes_nothing(tmp_path: Path, ran: list[str]) -> None:
     planned = plan(RECIPE, Profile(), tmp_path)
-    assert [stage.name for stage in planned] == list(STAGE_NAMES)
+    assert [stage.name for stage in planned] == [stage.name for stage in stages_of(RECIPE)]
     assert all(stage.runs for stage in planned)
-    assert reasons(planned)["clean"] == "it never ran"
-    assert reasons(planned)["encode"] == "because clean runs"
+    assert reasons(planned)["score"] == "it never ran"
+    assert reasons(planned)["encode"] == "because score runs"
     assert ran == []
     assert list(tmp_path.iterdir()) == []
 
@@ -108,7 +116,7 @@ def test_a_plan_after_a_run_reuses_everything(tmp_path: Path) -> None:
 def test_a_plan_names_the_keys_that_differ(tmp_path: Path) -> None:
     run_up_to("evaluate", RECIPE, Profile(), tmp_path)
     planned = plan(changed(train={"max_epochs": 3, "seed": 7}), Profile(), tmp_path)
-    assert [stage.runs for stage in planned] == [False, False, False, True, True, True]
+    assert [stage.runs for stage in planned] == [False, False, False, False, True, True, True]
     assert reasons(planned)["train"] == "config differs: seed 1 to 7, max_epochs 20 to 3"
     assert reasons(planned)["evaluate"] == "because train runs"
 
@@ -151,7 +159,30 @@ def test_after_planning_stages_run_again(tmp_path: Path, ran: list[str]) -> None
     with planning(), pytest.raises(WouldRun):
         run_up_to("clean", RECIPE, Profile(), tmp_path)
     run_up_to("clean", RECIPE, Profile(), tmp_path)
-    assert ran == ["clean"]
+    assert ran == ["score", "clean"]
+
+
+def test_ratings_are_stages_of_a_recipe_that_asks_for_quality(tmp_path: Path, ran: list[str]) -> None:
+    rated = changed(clean={"quality": {}})
+    assert [stage.name for stage in stages_of(rated)] == list(STAGE_NAMES)
+    run_up_to("clean", rated, Profile(), tmp_path)
+    assert ran == ["score", "fit_quality", "rate", "clean"]
+
+
+def test_encode_and_train_are_told_of_augmentation_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("pipelines.encode.encode", lambda *arguments, **options: asked.update(options))
+    monkeypatch.setattr("nmt.train.train", lambda *arguments, **options: asked.update(options))
+    corpora = RECIPE.corpora.model_dump(mode="json")
+    corpora["train"][0]["weight"] = 2.5
+    recipe = changed(augment={"typos": 0.1}, corpora=corpora)
+    runs: Any = {"clean": None, "fit_tokenizer": None, "encode": None}
+    for name in ("encode", "train"):
+        stages._run(name, recipe, Profile(), tmp_path, runs, use_ray=False)
+    assert asked["with_text"] is True
+    assert asked["augment"] == recipe.augment
+    assert asked["weights"] == {corpora["train"][0]["name"]: 2.5}
 
 
 def test_every_stage_has_a_branch_that_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

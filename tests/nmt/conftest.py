@@ -67,7 +67,7 @@ def _cleaned(folder: Path) -> StageResult:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyStages:
     root = tmp_path_factory.mktemp("toy")
-    config = {"languages": LANGUAGES.model_dump(), "clean": {"normalize": {}}}
+    config = {"languages": LANGUAGES.model_dump(), "normalize": {}}
     cleaned = run_stage("clean", 1, config, {}, root, _cleaned)
     tokenizer = fit_tokenizer(LANGUAGES, TokenizerConfig(vocab_size=48), cleaned, root)
     encoded = encode(ShardConfig(), cleaned, tokenizer, BeamConfig(), root)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmt.batches import collate, plan_epoch, target_tokens, trainable_rows
+from nmt.batches import collate, plan_epoch, target_tokens
 from nmt.config import TrainConfig
+from pipelines.epoch_rows import trainable_rows
 from pipelines.shards import ShardColumns
 from pipelines.tokenizer import BOS_ID, PAD_ID
 
@@ -47,6 +51,36 @@ def test_the_plan_is_a_function_of_seed_and_epoch() -> None:
     assert flat(1, 0) == flat(1, 0)
     assert flat(1, 0) != flat(1, 1)
     assert flat(1, 0) != flat(2, 0)
+
+
+def test_the_plan_is_the_one_that_it_has_always_been() -> None:
+    # Stored in the first version: a run that was begun with an older one continues with the same updates.
+    rng = np.random.default_rng(7)
+    src, tgt = rng.integers(2, 60, 400), rng.integers(2, 60, 400)
+    rows = trainable_rows(src, tgt, 50)
+    config = TrainConfig(seed=5, microbatch_tokens=300, microbatches_per_update=3)
+    for epoch, first, digest in (
+        (0, [391, 69, 146, 317, 143, 259, 336], "242afa1002d92155de4c3447f10087bf49b60786531909944ca8716a20fee643"),
+        (1, [375, 8, 379, 228, 205, 116], "52dcf334d8f9f147a175a5026da5d8bce6f171f78a087e2edf3d7afa9e71f4e8"),
+    ):
+        plan = plan_epoch(config, epoch, src, tgt, rows)
+        assert len(plan) == 15
+        assert plan[0][0].tolist() == first
+        numbers = json.dumps([[batch.tolist() for batch in update] for update in plan])
+        assert hashlib.sha256(numbers.encode()).hexdigest() == digest
+
+
+def test_a_row_stands_as_often_in_a_plan_as_in_its_rows() -> None:
+    src = tgt = np.asarray([3, 5, 4])
+    rows = np.asarray([0, 0, 2, 2, 2])
+    plan = plan_epoch(TrainConfig(microbatch_tokens=8), 0, src, tgt, rows)
+    assert sorted(row for update in plan for batch in update for row in batch) == rows.tolist()
+    assert sum(target_tokens(update, tgt) for update in plan) == 2 * 3 + 3 * 4
+
+
+def test_no_rows_give_no_updates() -> None:
+    lengths = np.asarray([3, 5])
+    assert plan_epoch(TrainConfig(), 0, lengths, lengths, np.empty(0, dtype=np.int64)) == []
 
 
 def test_padding_is_low_where_lengths_are_many() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from nmt.checkpoint import TrainState, load_model, load_training
 from nmt.config import TrainConfig
 from nmt.optim import Averages, make_optimizer
-from pipelines.shards import check_shard, read_shards
+from pipelines.shards import check_shard, check_texts, read_shards
 
 FORMATS = Path(__file__).parents[1] / "data" / "formats"
 TOKENIZER = "0" * 64
@@ -45,3 +46,14 @@ def test_a_shard_of_format_1_is_read(tmp_path: Path) -> None:
     assert shards.src.tolist() == [4, 5, 3, 6, 3]
     assert shards.src_offsets.tolist() == [0, 3, 5]
     assert shards.tgt.tolist() == [7, 3, 8, 9, 3]
+
+
+def test_a_shard_of_format_1_with_text_is_read(tmp_path: Path) -> None:
+    (tmp_path / "part-00000.parquet").write_bytes((FORMATS / "shard-1-text.parquet").read_bytes())
+    assert check_shard(tmp_path / "part-00000.parquet", TOKENIZER) == 2
+    shards = read_shards(tmp_path, TOKENIZER)
+    assert shards.src.tolist() == [4, 5, 3, 6, 3]
+    assert shards.tgt.tolist() == [7, 3, 8, 9, 3]
+    check_texts(tmp_path)
+    texts = pq.read_table(tmp_path / "part-00000.parquet", columns=["src_text", "tgt_text"])
+    assert texts.to_pydict() == {"src_text": ["red house", "cat"], "tgt_text": ["Haus", "die Katze"]}

@@ -10,18 +10,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from nmt.checkpoint import training_checkpoints
+from nmt.checkpoint import TrainState, training_checkpoints
 from nmt.config import ModelConfig, TrainConfig
+from nmt.epochs import Epochs
 from nmt.metrics import read_metrics
+from nmt.step import UpdateFigures, train_step
 from nmt.train import train
+from pipelines.config import AugmentConfig, BeamConfig, ShardConfig, TokenizerConfig
+from pipelines.encode import encode
 from pipelines.errors import InputError
+from pipelines.fit_tokenizer import fit_tokenizer
+from pipelines.shards import read_shards
 from pipelines.stage import StageRun, read_manifest
-from tests.nmt.conftest import ToyStages
+from tests.nmt.conftest import LANGUAGES, ToyStages
 
 MODEL = ModelConfig(embedding_dim=16, hidden_dim=24, dropout=0.1)
 CONFIG = TrainConfig(
@@ -186,11 +193,98 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same_bit_for_bit(
     assert len(list((folder / "tensorboard").glob("events.out.tfevents.*"))) == 2
 
 
-def test_shards_of_another_tokeniser_are_refused(toy: ToyStages, tmp_path: Path) -> None:
-    from pipelines.config import TokenizerConfig
-    from pipelines.fit_tokenizer import fit_tokenizer
-    from tests.nmt.conftest import LANGUAGES
+# Augmentation, sampled pieces and weights: what rows become is decided on each worker by itself.
 
+AUGMENT = AugmentConfig.model_validate(
+    {
+        "upper_case": 0.2, "title_case": 0.1, "typos": 0.2, "merge": 0.2, "noise_words": 0.2, "noise_rows": 0.1,
+        "tags": [{"tag": "<toy>", "corpora": ["toy-train"], "rate": 0.5}], "sampling": {"source": 0.4, "target": 0.4},
+    }
+)  # fmt: skip
+WEIGHTS = {"toy-train": 0.8}
+CHANGING = CONFIG.model_copy(update={"max_epochs": 3, "checkpoint_updates": 2})
+
+
+@pytest.fixture(scope="module")
+def texted(toy: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> ToyStages:
+    """The toy stages with a tokeniser that knows all that augmentation may write, and with text in the shards."""
+    root = tmp_path_factory.mktemp("texted")
+    config = TokenizerConfig(vocab_size=305, byte_fallback=True, symbols=("<toy>",))
+    tokenizer = fit_tokenizer(LANGUAGES, config, toy.cleaned, root)
+    shards = ShardConfig(rows_per_shard=100)
+    encoded = encode(shards, toy.cleaned, tokenizer, BeamConfig(), root, with_text=True)
+    return ToyStages(toy.cleaned, tokenizer, encoded, toy.ray)
+
+
+def train_augmented(texted: ToyStages, root: Path, *, workers: int | None = None) -> StageRun:
+    ray = texted.ray.model_copy(update={"num_workers": workers or 1})
+    return train(
+        MODEL, CHANGING, texted.encoded, texted.cleaned, texted.tokenizer, ray, root,
+        use_ray=workers is not None, augment=AUGMENT, weights=WEIGHTS,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def augmented(texted: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    return train_augmented(texted, tmp_path_factory.mktemp("augmented"))
+
+
+def test_augmentation_and_weights_make_the_rows_of_each_epoch(augmented: StageRun, texted: ToyStages) -> None:
+    records = [r for r in read_metrics(augmented.folder / "metrics.jsonl") if r["kind"] == "train"]
+    found = {record["epoch"]: (record["epoch_rows"], record["augmented_rows"]) for record in records}
+    folder = texted.encoded.folder / "shards" / "train"
+    with Epochs(CHANGING, AUGMENT, WEIGHTS, folder, read_shards(folder), texted.tokenizer.folder) as epochs:
+        prepared = [epochs.epoch(number) for number in range(3)]
+    assert found == {number: (len(epoch.rows), len(epoch.made)) for number, epoch in enumerate(prepared)}
+    assert all(rows < 240 + 40 and made > rows / 2 for rows, made in found.values())
+    counters = augmented.manifest.counters
+    assert counters["updates"] == sum(len(epoch.updates) for epoch in prepared)
+    assert counters["target_tokens"] == sum(int(epoch.tgt_lengths[epoch.rows].sum()) for epoch in prepared)
+    assert records[0]["total_updates"] == 3 * len(prepared[0].updates)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_computes_the_same_updates_of_changed_rows(
+    texted: ToyStages, augmented: StageRun, tmp_path: Path, workers: int
+) -> None:
+    found = train_augmented(texted, tmp_path, workers=workers)
+    assert_same_updates(found, augmented)
+    assert found.manifest.counters["target_tokens"] == augmented.manifest.counters["target_tokens"]
+
+
+def test_a_run_of_changed_rows_that_broke_off_within_an_epoch_continues_bit_for_bit(
+    texted: ToyStages, augmented: StageRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_epoch = next(
+        record["update"]
+        for record in read_metrics(augmented.folder / "metrics.jsonl")
+        if record["kind"] == "validation"
+    )
+
+    def failing(*arguments: Any, **options: Any) -> UpdateFigures:
+        if options["update"] == first_epoch + 3:
+            raise RuntimeError("the machine is gone")
+        return train_step(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nmt.train.train_step", failing)
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train_augmented(texted, tmp_path)
+    checkpoint = training_checkpoints(next(tmp_path.glob("train-*")) / "checkpoints")[-1]
+    state = TrainState.model_validate_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+    assert (state.epoch, state.updates_of_epoch > 0) == (1, True)
+    assert_bit_for_bit(train_augmented(texted, tmp_path), augmented)
+
+
+def test_the_key_names_augmentation_and_weights_only_where_there_are_any(
+    augmented: StageRun, undisturbed: StageRun
+) -> None:
+    assert set(undisturbed.manifest.config) == {"model", "train", "bleu_tokenize"}
+    assert augmented.manifest.config["weights"] == WEIGHTS
+    assert augmented.manifest.config["augment"] == AUGMENT.model_dump(mode="json")
+
+
+def test_shards_of_another_tokeniser_are_refused(toy: ToyStages, tmp_path: Path) -> None:
     other = fit_tokenizer(LANGUAGES, TokenizerConfig(vocab_size=44), toy.cleaned, tmp_path)
     with pytest.raises(InputError, match="tokeniser"):
         train(MODEL, CONFIG, toy.encoded, toy.cleaned, other, toy.ray, tmp_path, use_ray=False)

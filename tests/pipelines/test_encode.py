@@ -5,15 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cleaned_stage import PAIRS, cleaned_stage
 
 from pipelines.config import BeamConfig, LanguagesConfig, ShardConfig, TokenizerConfig
-from pipelines.encode import encode
+from pipelines.encode import encode, encode_part
 from pipelines.errors import InputError
 from pipelines.fit_tokenizer import fit_tokenizer
-from pipelines.shards import check_shard, read_shards
+from pipelines.shards import check_shard, read_shards, shard_paths
 from pipelines.stage import StageRun
 from pipelines.tokenizer import EOS_ID, UNK_ID, Tokenizer
 
@@ -86,6 +88,17 @@ def test_an_empty_part_becomes_an_empty_shard(tmp_path: Path) -> None:
     assert run.manifest.counters["train"]["rows"] == 70
 
 
+@pytest.mark.parametrize("with_text", [False, True])
+def test_what_is_encoded_in_one_go_changes_no_byte(
+    tmp_path: Path, cleaned: StageRun, fitted: StageRun, with_text: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, tokenizer = cleaned.folder / "clean" / "train" / "part-00000.parquet", Tokenizer.load(fitted.folder)
+    counts = encode_part(part, tmp_path / "whole", tokenizer, with_text=with_text)
+    monkeypatch.setattr("pipelines.encode._CHUNK_ROWS", 7)
+    assert encode_part(part, tmp_path / "chunks", tokenizer, with_text=with_text) == counts
+    assert (tmp_path / "chunks").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_an_unchanged_stage_is_reused(tmp_path: Path, encoded: StageRun, cleaned: StageRun, fitted: StageRun) -> None:
     assert not encoded.reused
     assert encode(ShardConfig(), cleaned, fitted, BeamConfig(), tmp_path).reused
@@ -93,11 +106,31 @@ def test_an_unchanged_stage_is_reused(tmp_path: Path, encoded: StageRun, cleaned
     assert encoded.manifest.inputs == inputs
 
 
+def test_text_stands_in_the_shards_of_train_where_it_is_asked_for(
+    tmp_path: Path, encoded: StageRun, cleaned: StageRun, fitted: StageRun
+) -> None:
+    run = encode(ShardConfig(), cleaned, fitted, BeamConfig(), tmp_path, with_text=True)
+    assert run.folder != encoded.folder
+    paths = shard_paths(run.folder / "shards" / "train")
+    texts = pa.concat_tables(pq.read_table(path) for path in paths)
+    assert list(zip(texts["src_text"].to_pylist(), texts["tgt_text"].to_pylist())) == PAIRS[:70]
+    for split in ("dev", "test"):
+        path = f"shards/{split}/part-00000.parquet"
+        assert (run.folder / path).read_bytes() == (encoded.folder / path).read_bytes()
+    with_ids, without = (read_shards(stage.folder / "shards" / "train") for stage in (run, encoded))
+    assert np.array_equal(with_ids.src, without.src)
+    assert run.manifest.counters == encoded.manifest.counters
+
+
+def test_without_text_the_key_is_what_it_has_always_been(encoded: StageRun) -> None:
+    assert encoded.manifest.config == {"shards": {"rows_per_shard": 100_000}, "shard_format": 1}
+
+
 _SCRIPT = """
 import sys
 from pathlib import Path
 from pipelines.config import BeamConfig, ShardConfig
-from pipelines.encode import encode
+from pipelines.encode import encode, encode_part
 from pipelines.stage import StageRun, read_manifest
 cleaned, fitted = (StageRun(Path(folder), read_manifest(Path(folder)), True) for folder in sys.argv[1:3])
 options = {"direct_running_mode": "multi_processing", "direct_num_workers": 2}

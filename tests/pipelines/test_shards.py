@@ -3,12 +3,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.shards import SCHEMA, check_shard, read_shards, shard_paths, write_shard
+from pipelines.shards import (
+    SCHEMA,
+    TEXT_SCHEMA,
+    check_shard,
+    check_texts,
+    columns_of,
+    joined,
+    read_corpora,
+    read_shards,
+    shard_paths,
+    shard_sizes,
+    write_shard,
+)
 
 
 def rows(ids: Sequence[int]) -> pa.Table:
@@ -48,6 +61,55 @@ def test_an_empty_shard_has_no_rows(tmp_path: Path) -> None:
 def test_only_the_columns_of_the_schema_are_written(tmp_path: Path) -> None:
     write_shard(tmp_path / "part-00000.parquet", rows([1]), "digest")
     assert pq.read_schema(tmp_path / "part-00000.parquet").remove_metadata() == SCHEMA
+
+
+def test_text_is_written_beside_the_ids_where_it_is_asked_for(tmp_path: Path) -> None:
+    for name, ids in (("part-00000.parquet", [0, 1]), ("part-00001.parquet", [2])):
+        table = rows(ids).append_column("src_text", pa.array([f"s{i}" for i in ids]))
+        table = table.append_column("tgt_text", pa.array([f"t{i}" for i in ids]))
+        write_shard(tmp_path / name, table, "digest", with_text=True)
+    assert check_shard(tmp_path / "part-00000.parquet", "digest") == 2
+    assert read_shards(tmp_path, "digest").row_id.tolist() == [0, 1, 2]
+    check_texts(tmp_path)
+    assert shard_sizes(tmp_path) == [2, 1]
+    first = pq.read_table(tmp_path / "part-00000.parquet")
+    assert first.schema.remove_metadata() == TEXT_SCHEMA
+    assert first["src_text"].to_pylist() == ["s0", "s1"]
+    assert first["tgt_text"].to_pylist() == ["t0", "t1"]
+
+
+def test_a_shard_without_text_is_told_when_text_is_needed(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part-00000.parquet", rows([0]), "digest")
+    with pytest.raises(InputError, match=r"part-00000\.parquet: the shard holds no text"):
+        check_texts(tmp_path)
+
+
+def test_the_corpora_of_rows_are_read_as_places_in_a_list_of_names(tmp_path: Path) -> None:
+    for name, corpora in (
+        ("part-00000.parquet", ["b", "a", "b"]),
+        ("part-00001.parquet", []),
+        ("part-00002.parquet", ["c", "a"]),
+    ):
+        table = rows(range(len(corpora)))
+        write_shard(tmp_path / name, table.set_column(2, "corpus", pa.array(corpora, pa.string())), "digest")
+    names, corpus = read_corpora(tmp_path)
+    assert [names[place] for place in corpus] == ["b", "a", "b", "c", "a"]
+
+
+def test_rows_are_taken_and_joined(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part-00000.parquet", rows([0, 1, 2]), "digest")
+    columns = read_shards(tmp_path)
+    assert [ids.tolist() for ids in columns.sources(np.asarray([2, 0]))] == [[4, 5, 3], [3]]
+    assert [ids.tolist() for ids in columns.targets(np.asarray([2, 0]))] == [[2, 3], [0, 3]]
+    every = np.arange(3)
+    again = columns_of(columns.row_id, columns.sources(every), columns.targets(every))
+    for whole in (again, joined([columns_of(columns.row_id[:0], [], []), again])):
+        for name, value in vars(columns).items():
+            assert np.array_equal(getattr(whole, name), value)
+            assert getattr(whole, name).dtype == value.dtype
+    twice = joined([columns, columns])
+    assert twice.src_offsets.tolist() == [0, 1, 3, 6, 7, 9, 12]
+    assert twice.tgt.tolist() == columns.tgt.tolist() * 2
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

@@ -141,6 +141,43 @@ def test_a_very_long_line_takes_part_in_training() -> None:
     assert "Ω".encode() in model
 
 
+SYMBOLS = TokenizerConfig(vocab_size=62, character_coverage=1.0, symbols=("<2de>", "<talk>"))
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_symbol_is_one_piece_wherever_a_word_can_stand(tmp_path: Path, kind: str) -> None:
+    tokenizer = saved(tmp_path, SYMBOLS.model_copy(update={"kind": kind}))
+    ((tag, _),) = tokenizer.encode_source(["<2de>"])
+    assert tokenizer.source_pieces([tag]) == ["\u2581<2de>"]
+    (plain,) = tokenizer.encode_source(["The red house"])
+    assert tokenizer.encode_source(["<2de> The red house"]) == [[tag, *plain]]
+    assert tokenizer.encode_source(["The red house <2de>"]) == [[*plain[:-1], tag, EOS_ID]]
+    assert tokenizer.decode_source([[tag, *plain]]) == ["<2de> The red house"]
+
+
+def test_symbols_are_named_by_the_description_only_where_there_are_any(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    saved(tmp_path / "symbols", SYMBOLS)
+    description = json.loads((tmp_path / "symbols" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert description["symbols"] == ["<2de>", "<talk>"]
+    saved(tmp_path / "none")
+    assert "symbols" not in json.loads((tmp_path / "none" / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+def test_a_vocabulary_is_the_normal_pieces(tmp_path: Path) -> None:
+    config = TokenizerConfig(vocab_size=318, character_coverage=1.0, byte_fallback=True, symbols=("<2de>",))
+    vocabulary = saved(tmp_path, config).source_vocabulary()
+    assert (vocabulary.kind, vocabulary.symbols) == ("unigram", ("<2de>",))
+    assert sorted(vocabulary.ids.values()) == [*range(4 + 1 + 256, 318)]
+    assert vocabulary.ids.keys() == vocabulary.scores.keys()
+    assert {"\u2581", "T", "€"} <= vocabulary.ids.keys()
+    (best,) = vocabulary.encode(["red"])
+    assert next(piece for piece, number in vocabulary.ids.items() if number == best[0])[0] == "\u2581"
+
+
+def test_a_tokeniser_knows_its_kind_and_languages(tokenizer: Tokenizer) -> None:
+    assert (tokenizer.kind, tokenizer.source_language, tokenizer.target_language) == ("unigram", "en", "de")
+
+
 def test_too_large_a_vocabulary_names_the_largest_possible() -> None:
     with pytest.raises(InputError) as caught:
         train_model(SOURCES, TokenizerConfig(vocab_size=5000, character_coverage=1.0))

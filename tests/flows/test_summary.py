@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flows.summary import Rows, dropping, percent, rules, threshold, visible, waterfall_rows
+
+TRAIN: dict[str, Any] = {
+    "split": "train",
+    "corpus": "news",
+    "read": 2000,
+    "kept": 1879,
+    "rejected": {"empty": 0, "language": 120, "duplicate": 1},
+    "alone": {"empty": 0, "language": 150},
+    "only": {"empty": 0, "language": 100},
+}
+TEST: dict[str, Any] = {"split": "test", "corpus": "talks", "read": 10, "kept": 9, "rejected": {"malformed": 1}}
+
+
+def _criterion(name: str, threshold: float | None, worse: str = "above") -> dict[str, Any]:
+    return {"name": name, "column": f"score_{name}", "worse": worse, "threshold": threshold}
+
+
+def test_the_waterfall_has_shares_of_the_rows_read() -> None:
+    assert waterfall_rows([TRAIN, TEST]) == Rows(
+        ["rows", "train news", "test talks"],
+        [
+            ["read", "2,000", "10"],
+            ["- language", "120    6.0 %", "."],
+            ["- duplicate", "1    0.1 %", "."],
+            ["- malformed", ".", "1   10.0 %"],
+            ["kept", "1,879   94.0 %", "9   90.0 %"],
+        ],
+    )
+
+
+def test_many_corpora_stand_together_by_split() -> None:
+    many = [{**TRAIN, "corpus": f"c{place}"} for place in range(5)]
+    table = waterfall_rows([*many, TEST])
+    assert table.header == ["rows", "train", "test"]
+    assert table.rows[0] == ["read", "10,000", "10"]
+    assert table.rows[-1] == ["kept", "9,395   94.0 %", "9   90.0 %"]
+
+
+def test_a_corpus_without_a_row_has_no_share() -> None:
+    empty = {"split": "test", "corpus": "none", "read": 0, "kept": 0, "rejected": {}}
+    assert waterfall_rows([empty]).rows == [["read", "0"], ["kept", "0    0.0 %"]]
+
+
+def test_reasons_that_dropped_rows_are_in_their_order() -> None:
+    assert dropping([TRAIN, TEST]) == ["language", "duplicate", "malformed"]
+
+
+def test_rules_stand_with_what_they_drop_alone_and_what_no_other_drops() -> None:
+    criteria = {"train/news": [_criterion("empty", 1.0, "below"), _criterion("language", 0.75)]}
+    assert rules([TRAIN, TEST], criteria) == Rows(
+        ["rule", "drops", "dropped", "alone", "only"],
+        [["language", "above 0.75", "120    6.0 %", "150    7.5 %", "100    5.0 %"]],
+    )
+
+
+def test_thresholds_that_differ_are_each_named_once() -> None:
+    criteria = {
+        "train/a": [_criterion("words", 250.0), _criterion("input_laser", 0.8, "below")],
+        "train/b": [_criterion("words", None), _criterion("input_laser", 1.2)],
+        "train/c": [_criterion("words", 250.0)],
+    }
+    assert threshold(criteria, "words") == "above 250, nothing (soft)"
+    assert threshold(criteria, "input_laser") == "below 0.8, above 1.2"
+    assert threshold(criteria, "duplicate") == ""
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0, "0.0 %"), (0.0004, "<0.1 %"), (0.0005, "0.1 %"), (0.5, "50.0 %"), (1.0, "100.0 %")]
+)
+def test_shares_are_percentages(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+def test_what_cannot_be_seen_is_drawn_and_long_texts_are_cut() -> None:
+    assert visible("a\tb\x00") == "a␉b␀"
+    assert visible("abcdef", 3) == "abc…"
+    assert visible("abc", 3) == "abc"

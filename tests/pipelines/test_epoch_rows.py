@@ -1,0 +1,168 @@
+"""What a shard's rows become in an epoch, and the helper that says it to another process."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.config import AugmentConfig, LanguagesConfig, TokenizerConfig
+from pipelines.draws import row_keys
+from pipelines.epoch_rows import (
+    Augmenter,
+    EpochConfig,
+    ShardRows,
+    held_rows,
+    read_answer,
+    repetitions,
+    serve,
+    tag_ids,
+    trainable_rows,
+)
+from pipelines.errors import InputError
+from pipelines.shards import write_shard
+from pipelines.tokenizer import JOINT_MODEL, Tokenizer, save_tokenizer, train_model
+
+NOUNS = {"house": "Haus", "boat": "Boot", "dress": "Kleid", "book": "Buch", "village": "Dorf", "castle": "Schloss"}
+PAIRS = [
+    (f"The {noun} is {colour}.", f"{wort} ist {farbe}.")
+    for noun, wort in NOUNS.items()
+    for colour, farbe in {"red": "rot", "blue": "blau", "green": "grün", "white": "weiß"}.items()
+]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A shard of three rows in three corpora or one, and the folder of its tokeniser."""
+
+    shard: Path
+    folder: Path
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.folder)
+
+    def config(self, weights: dict[str, float] | None = None, max_pieces: int = 100, **augment: Any) -> EpochConfig:
+        found = AugmentConfig.model_validate(augment)
+        return EpochConfig(
+            seed=1, max_pieces=max_pieces, augment=found, weights=weights or {}, tokenizer=str(self.folder)
+        )
+
+    def texts(self, found: ShardRows) -> list[tuple[str, str]]:
+        """The texts of the rows; those of the shard itself are PAIRS."""
+        made = np.arange(len(found.made))
+        src = self.tokenizer.decode_source([ids.tolist() for ids in found.made.sources(made)])
+        tgt = self.tokenizer.decode_target([ids.tolist() for ids in found.made.targets(made)])
+        every = [*PAIRS, *zip(src, tgt)]
+        return [every[row] for row in found.rows.tolist()]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("made")
+    config = TokenizerConfig(vocab_size=300, byte_fallback=True, character_coverage=1.0, symbols=("<x>", "<y>"))
+    sentences = [text for pair in PAIRS for text in pair]
+    languages = LanguagesConfig(source="en", target="de")
+    save_tokenizer(folder, {JOINT_MODEL: train_model(sentences, config)}, languages, config)
+    tokenizer = Tokenizer.load(folder)
+    src, tgt = [pair[0] for pair in PAIRS], [pair[1] for pair in PAIRS]
+    columns = {
+        "row_id": pa.array(range(2**40, 2**40 + len(PAIRS)), pa.int64()),
+        "corpus": ["a"] * 10 + ["b"] * (len(PAIRS) - 10),
+        "src": tokenizer.encode_source(src),
+        "tgt": tokenizer.encode_target(tgt),
+        "src_text": src,
+        "tgt_text": tgt,
+    }
+    write_shard(folder / "part-00000.parquet", pa.table(columns), tokenizer.digest, with_text=True)
+    return Made(folder / "part-00000.parquet", folder)
+
+
+def test_rows_that_nothing_changes_are_the_shards_own(made: Made) -> None:
+    found = Augmenter(made.config()).augmented(made.shard, 0)
+    assert found.rows.tolist() == [*range(24)]
+    assert (len(found.made), found.stayed) == (0, 0)
+
+
+def test_changed_rows_take_the_places_of_their_own(made: Made) -> None:
+    config = made.config(upper_case=0.5)
+    found = Augmenter(config).augmented(made.shard, 3)
+    expected = [pair if row < 24 else tuple(text.upper() for text in pair) for row, pair in zip(found.rows, PAIRS)]
+    assert made.texts(found) == expected
+    assert 4 < len(found.made) < 20
+    assert found.made.row_id.tolist() == [2**40 + place for place in np.flatnonzero(found.rows >= 24)]
+
+
+def test_tags_stand_in_the_order_of_the_config(made: Made) -> None:
+    tags = [{"tag": "<y>", "corpora": ["b"]}, {"tag": "<x>"}]
+    found = made.texts(Augmenter(made.config(tags=tags)).augmented(made.shard, 0))
+    assert found[9] == (f"<x> {PAIRS[9][0]}", PAIRS[9][1])
+    assert found[10] == (f"<y> <x> {PAIRS[10][0]}", PAIRS[10][1])
+
+
+def test_weights_are_those_of_the_rows_corpora(made: Made) -> None:
+    found = Augmenter(made.config({"b": 2.0}, typos=1.0)).augmented(made.shard, 0)
+    assert found.made.row_id.tolist() == [2**40 + row for row in range(24) for _ in range(1 if row < 10 else 2)]
+
+
+def test_held_rows_are_the_trainable_ones_each_as_often_as_its_weight() -> None:
+    config = EpochConfig(seed=1, max_pieces=9, augment=AugmentConfig(), weights={"a": 2.0}, tokenizer="")
+    row_id = np.asarray([70, 71, 72])
+    trainable = trainable_rows(np.asarray([3, 10, 9]), np.asarray([9, 3, 2]), 9)
+    assert trainable.tolist() == [0, 2]
+    rows, keys = held_rows(config, 4, row_id, trainable, None)
+    assert rows.tolist() == [0, 2]
+    assert keys.tolist() == row_keys(1, 4, np.asarray([70, 72])).tolist()
+    rows, keys = held_rows(config, 4, row_id, trainable, np.asarray([2.0, 5.0, 3.0]))
+    assert rows.tolist() == [0, 0, 2, 2, 2]
+    assert keys.tolist() == row_keys(1, 4, row_id[rows], np.asarray([0, 1, 0, 1, 2])).tolist()
+
+
+def test_repetitions_are_the_whole_part_and_a_chance_of_the_rest() -> None:
+    keys = row_keys(1, 0, np.arange(10_000))
+    assert repetitions(np.full(10_000, 1.0), keys).tolist() == [1] * 10_000
+    found = repetitions(np.full(10_000, 3.2), keys)
+    assert set(found.tolist()) == {3, 4}
+    assert found.mean() == pytest.approx(3.2, abs=0.02)
+
+
+@pytest.mark.parametrize("tag", ["<z>", "The house", "漢"])
+def test_a_tag_must_be_one_piece(made: Made, tag: str) -> None:
+    assert len(tag_ids("<x>", made.tokenizer)) == 1
+    with pytest.raises(InputError, match=r"augment\.tags: the tag .* is no symbol of the tokeniser"):
+        tag_ids(tag, made.tokenizer)
+
+
+def answers(config: EpochConfig, requests: Sequence[dict[str, Any]]) -> io.BytesIO:
+    lines = "".join(f"{json.dumps(request)}\n" for request in requests)
+    output = io.BytesIO()
+    serve(io.StringIO(f"{config.model_dump_json()}\n{lines}"), output)
+    output.seek(0)
+    return output
+
+
+def test_what_a_helper_answers_is_what_the_shard_gives(made: Made) -> None:
+    config = made.config({"a": 1.5}, typos=0.5, noise_rows=0.5, sampling={"source": 0.5})
+    stream = answers(config, [{"shard": str(made.shard), "epoch": epoch} for epoch in (2, 0)])
+    for epoch in (2, 0):
+        found, expected = read_answer(stream), Augmenter(config).augmented(made.shard, epoch)
+        assert np.array_equal(found.rows, expected.rows)
+        assert found.stayed == expected.stayed
+        for name, values in vars(expected.made).items():
+            assert np.array_equal(getattr(found.made, name), values)
+            assert getattr(found.made, name).dtype == values.dtype
+    with pytest.raises(RuntimeError, match="has ended"):
+        read_answer(stream)
+
+
+def test_what_an_interrupted_helper_leaves_is_no_answer(made: Made) -> None:
+    whole = answers(made.config(typos=1.0), [{"shard": str(made.shard), "epoch": 0}]).getvalue()
+    with pytest.raises(RuntimeError, match="has ended"):
+        read_answer(io.BytesIO(whole[:-8]))
