@@ -30,6 +30,8 @@ from pipelines.errors import InputError
 RECIPES = Path(__file__).parent / "recipes"
 PROFILES = Path(__file__).parent.parent / "infra" / "profiles"
 T = TypeVar("T", bound=Table)
+_KEY = re.compile(r"\w+")
+_TYPES = frozenset({"bool", "float", "int", "str"})
 _DEFINITION = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _CORPUS_PATHS = ("source", "target", "tsv", "jsonl", "parquet", "tmx")
 
@@ -247,13 +249,25 @@ def _validated(model: type[T], tree: dict[str, Any], where: str) -> T:
         text = json.dumps(tree, ensure_ascii=False, default=str, allow_nan=False)
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise InputError("; ".join(_fault(fault) for fault in error.errors()), where=where, remedy=remedy) from error
+        # Of a key that may be of several types there is a fault for each of them.
+        faults: dict[str, list[Any]] = {}
+        for fault in error.errors():
+            faults.setdefault(_key(fault), []).append(fault)
+        raise InputError("; ".join(map(_fault, faults.values())), where=where, remedy=remedy) from error
     except ValueError as error:
         raise InputError("a number is infinite or none (.inf, .nan)", where=where, remedy=remedy) from error
 
 
-def _fault(fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"]) or "the whole"
+def _key(fault: Any) -> str:
+    """Return the dotted key of a fault, without what pydantic adds to tell which of several types it tried."""
+    parts = [str(part) for part in fault["loc"]]
+    if parts and (parts[-1] in _TYPES or not _KEY.fullmatch(parts[-1])):
+        del parts[-1]
+    return ".".join(parts) or "the whole"
+
+
+def _fault(faults: Sequence[Any]) -> str:
+    fault, key = faults[0], _key(faults[0])
     if fault["type"] == "extra_forbidden":
         return f"unknown key `{key}`"
     if fault["type"] == "missing":
@@ -261,7 +275,8 @@ def _fault(fault: Any) -> str:
     if isinstance(fault["input"], bool) and fault["type"] == "string_type":
         # YAML takes no, yes, on and off for truth values: the code of Norwegian among them.
         return f"key `{key}`: YAML reads this word as {str(fault['input']).lower()}; put it in quotes"
-    return f"key `{key}`: {fault['msg']} (found {repr(fault['input'])[:80]})"
+    said = " or ".join(dict.fromkeys(fault["msg"] for fault in faults))
+    return f"key `{key}`: {said} (found {repr(fault['input'])[:80]})"
 
 
 def _resolved(recipe: Recipe, folder: Path) -> Recipe:

@@ -1,4 +1,4 @@
-"""Stage 6: translations and references -> scores with signatures and confidence intervals.
+"""Stage 7: translations and references -> scores with signatures and confidence intervals.
 
     evaluate_tests(EvaluateConfig(), cleaned, translated, root)
 

@@ -22,21 +22,28 @@ log = logging.getLogger(__name__)
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl in order; a last line that is not whole yet is left out."""
-    return _read_from(path, 0)[0]
+    return [json.loads(line) for line in _whole_lines(path)]
 
 
-def _read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the records that begin at a byte or after it, and where the next one will begin.
+def _whole_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
-    A resumed run drops the records that it will write again: where the file is shorter than that, its end counts.
-    """
-    if not path.exists():
-        return [], 0
-    with path.open("rb") as file:
-        offset = min(offset, path.stat().st_size)
-        file.seek(offset)
-        whole = file.read().rpartition(b"\n")
-    return [json.loads(line) for line in whole[0].split(b"\n") if line], offset + len(whole[0]) + len(whole[1])
+
+class _Follower:
+    """The records that were not there at the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = _whole_lines(path)
+
+    def look(self) -> list[dict[str, Any]]:
+        """Return the records that are new. A resumed run drops what it will write again, which then is new, too."""
+        lines, seen = _whole_lines(self._path), self._seen
+        self._seen = lines
+        known = len(seen)
+        if lines[:known] != seen:
+            known = next((n for n, (one, other) in enumerate(zip(lines, seen)) if one != other), len(lines))
+        return [json.loads(line) for line in lines[known:]]
 
 
 class MetricsWriter:
@@ -81,8 +88,7 @@ class MetricsWriter:
 def progress_logged(path: Path) -> Iterator[None]:
     """Log the progress of the run that appends to `path`: every validation, and a line of counters each 30 s."""
     done = threading.Event()
-    _, offset = _read_from(path, 0)
-    follower = threading.Thread(target=_follow, args=(path, done, offset), name="progress", daemon=True)
+    follower = threading.Thread(target=_follow, args=(_Follower(path), done), name="progress", daemon=True)
     follower.start()
     try:
         yield
@@ -91,12 +97,11 @@ def progress_logged(path: Path) -> Iterator[None]:
         follower.join()
 
 
-def _follow(path: Path, done: threading.Event, offset: int) -> None:
+def _follow(follower: _Follower, done: threading.Event) -> None:
     last_line = float("-inf")
     while True:
         finished = done.wait(_LOOK_EVERY_S)
-        records, offset = _read_from(path, offset)
-        for record in records:
+        for record in follower.look():
             if record["kind"] == "validation":
                 log.info("%s", validation_line(record))
             elif time.monotonic() - last_line >= _LINE_EVERY_S:

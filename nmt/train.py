@@ -1,4 +1,4 @@
-"""Stage 4: shards -> checkpoints. The loop, and the thin Ray Train carrier beside it.
+"""Stage 5: shards -> checkpoints. The loop, and the thin Ray Train carrier beside it.
 
     train-<key>/
     ├── best/                        the checkpoint that is translated with and published

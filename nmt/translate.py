@@ -1,4 +1,4 @@
-"""Stage 5: checkpoint + text -> translations, under Ray Data. No line is lost.
+"""Stage 6: checkpoint + text -> translations, under Ray Data. No line is lost.
 
     translate(Path("runs/my/model"), Path("in.txt"), Path("out.txt"), config_overrides={}, ray=RayConfig())
 

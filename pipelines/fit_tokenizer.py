@@ -1,4 +1,4 @@
-"""Stage 2: a sample of the cleaned training pairs -> the SentencePiece model.
+"""Stage 3: a sample of the cleaned training pairs -> the SentencePiece model.
 
     fit_tokenizer(recipe.languages, recipe.tokenizer, cleaned, root)
 

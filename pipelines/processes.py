@@ -22,7 +22,7 @@ R = TypeVar("R")
 # Each round of a killed worker costs what all workers had in hand; more of them mean that a step kills its worker.
 MAX_KILLED = 3
 # pyarrow imports pandas when it first makes an array, where there is one.
-_PRELOADED = ["pandas", "pipelines.decisions", "pipelines.rating", "pipelines.scoring"]
+_PRELOADED = ["pandas", "pipelines.decisions", "pipelines.encoding", "pipelines.rating", "pipelines.scoring"]
 _pools: dict[int, ProcessPoolExecutor] = {}
 
 log = logging.getLogger(__name__)

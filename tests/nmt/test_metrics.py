@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nmt import metrics
 from nmt.metrics import METRICS_FILE, MetricsWriter, progress_logged, read_metrics, train_line, validation_line
 
 
@@ -71,6 +72,20 @@ def test_every_validation_is_logged_and_training_at_intervals(tmp_path: Path, ca
         validation_line(validation_record(5)),
         validation_line(validation_record(9)),
     ]
+
+
+def test_what_a_resumed_run_writes_again_is_logged_again(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_FILE
+    records = [validation_record(update) for update in (10, 20, 30)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    follower = metrics._Follower(path)
+    assert follower.look() == []
+    # Longer than before at the next look, and other from the second line on.
+    again = [records[0], validation_record(19), *(validation_record(update) for update in (21, 30, 40, 50))]
+    path.write_text("".join(json.dumps(record) + "\n" for record in again) + '{"half')
+    assert follower.look() == again[1:]
+    path.write_text("".join(json.dumps(record) + "\n" for record in again[:2]))
+    assert follower.look() == []
 
 
 def test_lines_hold_the_figures() -> None:

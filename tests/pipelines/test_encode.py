@@ -12,7 +12,8 @@ import pytest
 from cleaned_stage import PAIRS, cleaned_stage
 
 from pipelines.config import BeamConfig, LanguagesConfig, ShardConfig, TokenizerConfig
-from pipelines.encode import encode, encode_part
+from pipelines.encode import encode
+from pipelines.encoding import encode_part
 from pipelines.errors import InputError
 from pipelines.fit_tokenizer import fit_tokenizer
 from pipelines.shards import check_shard, read_shards, shard_paths
@@ -94,7 +95,7 @@ def test_what_is_encoded_in_one_go_changes_no_byte(
 ) -> None:
     part, tokenizer = cleaned.folder / "clean" / "train" / "part-00000.parquet", Tokenizer.load(fitted.folder)
     counts = encode_part(part, tmp_path / "whole", tokenizer, with_text=with_text)
-    monkeypatch.setattr("pipelines.encode._CHUNK_ROWS", 7)
+    monkeypatch.setattr("pipelines.encoding._CHUNK_ROWS", 7)
     assert encode_part(part, tmp_path / "chunks", tokenizer, with_text=with_text) == counts
     assert (tmp_path / "chunks").read_bytes() == (tmp_path / "whole").read_bytes()
 
@@ -130,7 +131,7 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 from pipelines.config import BeamConfig, ShardConfig
-from pipelines.encode import encode, encode_part
+from pipelines.encode import encode
 from pipelines.stage import StageRun, read_manifest
 cleaned, fitted = (StageRun(Path(folder), read_manifest(Path(folder)), True) for folder in sys.argv[1:3])
 options = {"direct_running_mode": "multi_processing", "direct_num_workers": 2}

@@ -11,6 +11,7 @@ from scored_pairs import EN_DE, EN_ZH, RULE, pairs_of
 
 from pipelines.config import LanguagesConfig, RulesConfig
 from pipelines.filters import RULES, Pairs, Rule, rule_scores
+from pipelines.verdict import RATINGS
 
 
 def dropped_by(src: str, tgt: str, languages: LanguagesConfig = EN_DE) -> str | None:
@@ -82,7 +83,7 @@ def test_which_rule_drops_a_pair_with_chinese(src: str, tgt: str, rule: str | No
 
 
 def test_every_rule_has_a_threshold_in_the_config() -> None:
-    assert [rule.name for rule in RULES] == list(RulesConfig.model_fields)
+    assert [*(rule.name for rule in RULES), *RATINGS] == list(RulesConfig.model_fields)
 
 
 def test_costly_rules_come_last() -> None:

@@ -84,7 +84,7 @@ def test_every_row_of_train_is_kept_or_rejected_with_a_reason(finished: Any) -> 
     reasons = {reason for entry in train for reason, rows in entry["rejected"].items() if rows}
     assert reasons >= {
         "malformed", "invalid_utf8", "empty", "length_ratio", "markup", "broken_encoding", "identical", "language",
-        "duplicate", "near_duplicate", "leakage_dev", "leakage_test",
+        "duplicate", "folded_duplicate", "leakage_dev", "leakage_test",
     }  # fmt: skip
     rejects = pq.read_table(folder / "stages/clean/rejects/train").to_pydict()["rule"]
     assert len(rejects) == sum(sum(entry["rejected"].values()) for entry in train)
