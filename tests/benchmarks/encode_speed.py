@@ -50,7 +50,7 @@ def main() -> None:
             for number in range(options.rounds):
                 bare.append(_timed(partial(_encode_at_once, processor, texts, rows)))
                 root = Path(folder) / f"{kind}-{number}"
-                stage.append(_timed(partial(encode, ShardConfig(), cleaned, tokenizer, BeamConfig(), root)))
+                stage.append(_timed(partial(encode, ShardConfig(), cleaned, tokenizer, BeamConfig(processes=1), root)))
             for unit, place in (("s", 0), ("CPU-s", 1)):
                 least = [min(times[place] for times in all_times) for all_times in (bare, stage)]
                 print(
