@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -107,3 +108,12 @@ def _prepare() -> None:
     # The processes share the CPUs: threads of each would only wait for those of the others.
     pa.set_cpu_count(1)
     logging.disable(logging.INFO)
+    threading.Thread(target=_end_with_starter, name="end with starter", daemon=True).start()
+
+
+def _end_with_starter() -> None:
+    """End this worker when the process that it works for is gone: nobody else would tell it."""
+    starter = multiprocessing.parent_process()
+    assert starter is not None
+    starter.join()
+    os._exit(1)

@@ -57,7 +57,6 @@ def score(
     Raises InputError for files that cannot be used, a language that the language rule does not know, and a rule's
     resource that cannot be read. RuntimeError: rows were lost, by a fault of ours.
     """
-    local_processes(beam, pieces=2)  # which may take a second to be ready, while the files are looked at
     scoring = Scoring.of(languages, corpora, config)
     _check_languages(scoring)
     inputs = input_digests(corpora) | {f"resource/{name}": digest for name, digest in scoring.digests}
@@ -68,6 +67,7 @@ def score(
     }
 
     def body(folder: Path) -> StageResult:
+        local_processes(beam, pieces=2)  # it takes a second until they can start; meanwhile the files are looked at
         scanned = scan(corpora, languages, shards.rows_per_shard)
         job = ScoreJob(scoring, str(folder.absolute()), _first_indexes(scanned))
         job.make_folders()

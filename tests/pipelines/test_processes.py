@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -59,6 +62,43 @@ def test_a_step_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
 def test_what_a_step_raises_is_raised_here() -> None:
     with pytest.raises(ValueError, match="two is too much"):
         list(each(failing, range(50), 2))
+
+
+_SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from pipelines.processes import each
+
+def step(number):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(each(step, range(4), 2))
+"""
+
+
+def runs(process: str) -> bool:
+    try:
+        return Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_workers_end_with_the_process_that_they_work_for(tmp_path: Path) -> None:
+    script, folder = tmp_path / "script.py", tmp_path / "workers"
+    script.write_text(_SCRIPT)
+    folder.mkdir()
+    launcher = subprocess.Popen([sys.executable, str(script), str(folder)])
+    deadline = time.monotonic() + 120
+    while len(list(folder.iterdir())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    launcher.kill()
+    launcher.wait()
+    while any(runs(path.name) for path in folder.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_there_are_no_more_processes_than_pieces() -> None:
