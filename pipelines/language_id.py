@@ -5,6 +5,7 @@ Nothing is ever fetched.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ _SISTERS = (
 )
 # The model takes 3 of 100 Chinese captions for Japanese. Japanese itself is told by its kana, which are another script.
 _MISTAKEN = {"wuu": {"ja"}, "yue": {"ja"}, "zh": {"ja"}}
+_HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _SCRIPTS_OF_CHINESE: dict[str, Script] = {"Hans": "simplified", "Hant": "traditional"}
 # First bytes of a fastText model, little-endian: its magic number 793712314.
 _MAGIC = bytes.fromhex("ba164f2f")
@@ -95,6 +97,9 @@ def _chinese_scores(
         max(cantonese_probability(text), other_script(text, script) if script is not None else 0.0) for text in texts
     ]
     right, other = scores
+    # Models take short Chinese sentences for Korean or Esperanto. No language but those of Chinese and Japanese, which
+    # do not speak against it, is written in Han: what is left of the others is the matter of the rule on scripts.
+    other = np.where([len(_HAN.findall(text)) * 2 > len(text) for text in texts], np.float32(0), other)
     wrong = np.array(against, dtype=np.float32)
     return np.minimum(right, 1 - wrong), np.maximum(other, wrong)
 

@@ -120,3 +120,15 @@ def test_labels_of_three_letters_and_a_script_are_understood(monkeypatch: pytest
         "de": [0.0, 0.5],
         "ko": [0.0, 0.5],
     }
+
+
+@pytest.mark.parametrize("text", ["我昨天没去上班。", "我今天没吃午餐。", "过来和我跳舞啊!", "他已经两天没吃东西了。"])
+def test_no_language_of_another_script_speaks_against_a_chinese_sentence(text: str) -> None:
+    # The model alone takes them for Korean or Portuguese.
+    _, other = language_scores([text], "zh")
+    assert other.tolist() == [0.0]
+
+
+def test_a_sentence_in_another_script_is_not_chinese() -> None:
+    _, other = language_scores(["She didn't go to work yesterday.", "그는 어제 출근하지 않았다. 中國"], "zh")
+    assert (other > 0.7).all()
