@@ -12,6 +12,7 @@ TMX, a URI without ranges, a Parquet file of huge row groups) is read once by `u
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -187,14 +188,16 @@ def input_digests(corpora: CorporaConfig) -> dict[str, str]:
     Where a pattern fits several files, their number follows: "train/multi30k/source/00000". Raises InputError for a
     file that is missing, no file, or cannot be read.
     """
-    digests: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for split in ALL_SPLITS:
         for corpus in corpora.of(split):
             for role, files in _files(corpus, split).items():
                 for number, file in enumerate(files):
                     place = f"/{number:05d}" if len(files) > 1 else ""
-                    digests[f"{split}/{corpus.name}/{role}{place}"] = sha256_of(file)
-    return digests
+                    paths[f"{split}/{corpus.name}/{role}{place}"] = file
+    # Hashing lets other threads go on.
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(sha256_of, paths.values())))
 
 
 def scan(corpora: CorporaConfig, languages: LanguagesConfig, rows_per_piece: int) -> list[Corpus]:

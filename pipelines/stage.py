@@ -20,10 +20,12 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,7 +253,7 @@ def run_stage(
             key=key,
             config=dict(config),
             inputs=dict(inputs),
-            outputs=tuple(_described(folder, path) for path in sorted(result.outputs)),
+            outputs=_all_described(folder, sorted(result.outputs)),
             counters=result.counters,
             started_at=started_at,
             seconds=round(time.monotonic() - start, 3),
@@ -270,6 +272,12 @@ def _is_for_lack_of_space(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _all_described(folder: Path, paths: Iterable[str]) -> tuple[OutputFile, ...]:
+    # Hashing lets other threads go on.
+    with ThreadPoolExecutor() as pool:
+        return tuple(pool.map(partial(_described, folder), paths))
 
 
 def _described(folder: Path, path: str) -> OutputFile:
