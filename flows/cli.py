@@ -307,7 +307,7 @@ def preview(
     it would drop alone, what no other one drops, and rows on both sides of its threshold. Repetitions are found only
     where both rows are drawn.
     """
-    loaded = load_recipe(recipe, define=_definitions(define), overrides=overrides or ())
+    loaded = load_recipe(recipe, define=_definitions(define), overrides=overrides or (), with_model=False)
     _log_to_terminal(quiet=True)
     from flows.preview_cli import preview_and_print
 
@@ -336,7 +336,7 @@ def explain(
     A row is looked up in the finished stages of the recipe. A text is scored on the spot with its thresholds; whether
     it leaks is known once the recipe's stage `clean` has finished.
     """
-    loaded, where = _load(recipe, profile, overrides, define)
+    loaded, where = _load(recipe, profile, overrides, define, with_model=False)
     _log_to_terminal(quiet=True)
     from flows.explain_cli import explain_and_print
 
@@ -451,9 +451,15 @@ def print_schema(as_json: AsJson = False) -> dict[str, Any]:
 
 
 def _load(
-    recipe: str, profile: str | None, overrides: Sequence[str] | None, define: Sequence[str] | None
+    recipe: str,
+    profile: str | None,
+    overrides: Sequence[str] | None,
+    define: Sequence[str] | None,
+    *,
+    with_model: bool = True,
 ) -> tuple[Recipe, Profile]:
-    return load_recipe(recipe, define=_definitions(define), overrides=overrides or ()), load_profile(profile)
+    loaded = load_recipe(recipe, define=_definitions(define), overrides=overrides or (), with_model=with_model)
+    return loaded, load_profile(profile)
 
 
 def _run_up_to(
@@ -469,7 +475,9 @@ def _run_up_to(
     given: Mapping[str, StageRun] | None = None,
     times: bool = True,
 ) -> dict[str, StageRun]:
-    loaded, where = _load(recipe, profile, overrides, define)
+    # The process of one stage has the recipe from a flow that has checked all of it.
+    with_model = given is None or name == "train"
+    loaded, where = _load(recipe, profile, overrides, define, with_model=with_model)
     _log_to_terminal(quiet, times=times)
     from flows.run_folder import RunFolder
     from flows.stages import run_up_to

@@ -11,7 +11,8 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from nmt.config import EvaluateConfig, ModelConfig, RayConfig, TrainConfig, TranslateConfig
+from nmt.architectures import ARCHITECTURES, DEFAULT, architecture
+from nmt.config import EvaluateConfig, ModelTable, RayConfig, TrainConfig, TranslateConfig
 from pipelines.config import (
     ALL_SPLITS,
     AugmentConfig,
@@ -72,7 +73,7 @@ class Recipe(Table):
     tokenizer: TokenizerConfig = TokenizerConfig()
     shards: ShardConfig = ShardConfig()
     augment: AugmentConfig = AugmentConfig()
-    model: ModelConfig = ModelConfig()
+    model: dict[str, Any] = Field(default={})  # the table of its architecture, see `model_table`
     train: TrainConfig = TrainConfig()
     translate: TranslateConfig = TranslateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -82,9 +83,27 @@ class Recipe(Table):
     def _stages_fit(self) -> Self:
         if self.name == "stages":
             raise ValueError("the name `stages` is taken by the stages' folders in the workdir; choose another")
-        if self.model.share_embeddings and not self.tokenizer.joint:
-            raise ValueError("model.share_embeddings needs tokenizer.joint: true; set one of the two")
         return self
+
+    def model_table(self) -> ModelTable:
+        """Return the model's table. It is read on demand, as it comes with its architecture, which imports torch.
+
+        Raises InputError naming the key that is wrong.
+        """
+        name = self.model.get("architecture", DEFAULT)
+        if name not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise InputError(
+                f"no architecture {name!r}", where="model.architecture", remedy=f"Choose one of these: {known}"
+            )
+        table = _validated(architecture(name).table, self.model, "model", prefix="model.")
+        if table.share_embeddings and not self.tokenizer.joint:
+            raise InputError(
+                "shared embeddings need one tokeniser for both languages",
+                where="model.share_embeddings",
+                remedy="Set tokenizer.joint: true, or model.share_embeddings: false",
+            )
+        return table
 
     @model_validator(mode="after")
     def _tags_are_known(self) -> Self:
@@ -105,12 +124,15 @@ class Profile(Table):
     ray: RayConfig = RayConfig()
 
 
-def load_recipe(name_or_path: str, *, define: Mapping[str, str], overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str, *, define: Mapping[str, str], overrides: Sequence[str] = (), with_model: bool = True
+) -> Recipe:
     """Return the recipe of a file, or of a name in `flows/recipes`, the paths of its data made absolute.
 
     `define` fills `${NAME}` in strings; `overrides` are `dotted.key=value` with YAML values, as of `--set`. A path is
     relative to the recipe's folder; one that begins with `${NAME}` comes from outside, so it is relative to the current
-    folder; a URI stays as it is. Raises InputError naming the file and the key that is wrong, with the remedy.
+    folder; a URI stays as it is. Without `with_model` the model's table is left as it stands, unchecked.
+    Raises InputError naming the file and the key that is wrong, with the remedy.
     """
     path = _find(name_or_path, RECIPES, "recipe")
     tree = _read_yaml(path)
@@ -119,6 +141,12 @@ def load_recipe(name_or_path: str, *, define: Mapping[str, str], overrides: Sequ
     _anchor(tree, define)
     tree = _defined(tree, define, str(path))
     recipe = _validated(Recipe, tree, str(path))
+    if with_model:
+        try:
+            table = recipe.model_table()
+        except InputError as error:
+            raise InputError(error.what, where=f"{path}: {error.where}", remedy=error.remedy) from error
+        recipe = recipe.model_copy(update={"model": table.model_dump(mode="json")})
     return _resolved(recipe, path.parent)
 
 
@@ -154,8 +182,12 @@ def table_overrides(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of recipes and profiles."""
-    return {"recipe": Recipe.model_json_schema(), "profile": Profile.model_json_schema()}
+    """Return the JSON schema of recipes, of each architecture's `model` table, and of profiles."""
+    return {
+        "recipe": Recipe.model_json_schema(),
+        "models": {name: architecture(name).table.model_json_schema() for name in ARCHITECTURES},
+        "profile": Profile.model_json_schema(),
+    }
 
 
 def _find(name_or_path: str, folder: Path, kind: Literal["recipe", "profile"]) -> Path:
@@ -242,7 +274,7 @@ def _defined(value: Any, define: Mapping[str, str], where: str) -> Any:
     return _DEFINITION.sub(definition, value)
 
 
-def _validated(model: type[T], tree: dict[str, Any], where: str) -> T:
+def _validated(model: type[T], tree: dict[str, Any], where: str, *, prefix: str = "") -> T:
     remedy = "`seqloom schema` lists every key, its type and default"
     try:
         # Through JSON, so that lists of the file fit the tuples of the frozen models in strict terms.
@@ -253,7 +285,8 @@ def _validated(model: type[T], tree: dict[str, Any], where: str) -> T:
         faults: dict[str, list[Any]] = {}
         for fault in error.errors():
             faults.setdefault(_key(fault), []).append(fault)
-        raise InputError("; ".join(map(_fault, faults.values())), where=where, remedy=remedy) from error
+        said = "; ".join(_fault(prefix + key, of_key) for key, of_key in faults.items())
+        raise InputError(said, where=where, remedy=remedy) from error
     except ValueError as error:
         raise InputError("a number is infinite or none (.inf, .nan)", where=where, remedy=remedy) from error
 
@@ -266,8 +299,8 @@ def _key(fault: Any) -> str:
     return ".".join(parts) or "the whole"
 
 
-def _fault(faults: Sequence[Any]) -> str:
-    fault, key = faults[0], _key(faults[0])
+def _fault(key: str, faults: Sequence[Any]) -> str:
+    fault = faults[0]
     if fault["type"] == "extra_forbidden":
         return f"unknown key `{key}`"
     if fault["type"] == "missing":

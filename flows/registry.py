@@ -221,11 +221,11 @@ def model_card(recipe: Recipe, runs: Mapping[str, StageRun]) -> str:
 
 
 def _model_table(recipe: Recipe, runs: Mapping[str, StageRun]) -> str:
-    model, counters = recipe.model, runs["train"].manifest.counters
+    table, counters = recipe.model_table(), runs["train"].manifest.counters
+    differing = table.model_dump(mode="json", exclude_defaults=True, exclude={"architecture"})
     facts = {
-        "Architecture": f"{model.architecture}, {model.cell}, attention {model.attention}",
-        "Layers": f"{model.encoder_layers} encoder, {model.decoder_layers} decoder",
-        "Sizes": f"embedding {model.embedding_dim}, hidden {model.hidden_dim}",
+        "Architecture": table.architecture,
+        "Beside the defaults": ", ".join(f"{key}: {value}" for key, value in differing.items()) or "none",
         "Parameters": f"{counters['parameters']:,}",
         "Tokeniser": f"{recipe.tokenizer.kind}, {recipe.tokenizer.vocab_size:,} pieces"
         + (", joint" if recipe.tokenizer.joint else " for each language"),

@@ -164,7 +164,7 @@ def _run(
             from nmt.train import train
 
             return train(
-                recipe.model,
+                recipe.model_table(),
                 recipe.train,
                 runs["encode"],
                 runs["clean"],

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nmt.config import ModelConfig
-from nmt.model.seq2seq import RecurrentSeq2Seq, build_model
+from nmt.architectures import ModelConfig, build_model
+from nmt.model.seq2seq import Seq2Seq
 from nmt.optim import Averages
 from pipelines.errors import InputError
 
@@ -65,14 +65,14 @@ class TrainState(BaseModel):
     stopped: str | None = None
 
 
-def save_model(folder: Path, model: RecurrentSeq2Seq, config: CheckpointConfig) -> None:
+def save_model(folder: Path, model: Seq2Seq, config: CheckpointConfig) -> None:
     """Write the weights and their config as a new checkpoint folder, in place of an old one of that name."""
     _write(folder, {MODEL_FILE: model.state_dict()}, {CONFIG_JSON: config})
 
 
 def save_training(
     folder: Path,
-    model: RecurrentSeq2Seq,
+    model: Seq2Seq,
     optimizer: torch.optim.Optimizer,
     averages: Averages | None,
     config: CheckpointConfig,
@@ -120,7 +120,7 @@ def load_config(folder: Path, *, tokenizer: str | None = None) -> CheckpointConf
     return config
 
 
-def load_model(folder: Path, *, tokenizer: str | None = None) -> tuple[RecurrentSeq2Seq, CheckpointConfig]:
+def load_model(folder: Path, *, tokenizer: str | None = None) -> tuple[Seq2Seq, CheckpointConfig]:
     """Return the model of a checkpoint, on the CPU, and its config. Raises InputError as `load_config` does."""
     config = load_config(folder, tokenizer=tokenizer)
     model = build_model(config.model, config.source_size, config.target_size)
@@ -129,7 +129,7 @@ def load_model(folder: Path, *, tokenizer: str | None = None) -> tuple[Recurrent
 
 
 def load_training(
-    folder: Path, model: RecurrentSeq2Seq, optimizer: torch.optim.Optimizer, averages: Averages | None, tokenizer: str
+    folder: Path, model: Seq2Seq, optimizer: torch.optim.Optimizer, averages: Averages | None, tokenizer: str
 ) -> TrainState:
     """Return the state of training, having put weights, moments and averages back in place. Raises InputError."""
     load_config(folder, tokenizer=tokenizer)
@@ -170,7 +170,7 @@ def _unshared(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def _restore_weights(model: RecurrentSeq2Seq, folder: Path) -> None:
+def _restore_weights(model: Seq2Seq, folder: Path) -> None:
     path = folder / MODEL_FILE
     stored = _tensors(path)
     expected = _unshared(model.state_dict())

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipelines.config import Table
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class ModelConfig(Table):
-    """An attention encoder-decoder. Sizes are in units, dropout rates are probabilities of zeroing."""
+class ModelTable(Table):
+    """What every model has. Each architecture adds its own keys in its module of `nmt/model/`.
 
-    architecture: Literal["recurrent"] = "recurrent"
-    cell: Literal["lstm", "gru"] = "lstm"
-    encoder_layers: int = Field(default=1, ge=1, le=16)
-    decoder_layers: int = Field(default=1, ge=1, le=16)
-    bidirectional: bool = True
-    attention: Literal["additive", "dot", "general"] = "additive"
-    input_feeding: bool = True
+    Sizes are in units, dropout rates are probabilities of zeroing.
+    """
+
+    architecture: str
     embedding_dim: int = Field(default=256, ge=1)
-    hidden_dim: int = Field(default=512, ge=2)  # of the decoder; a bidirectional encoder has half of it each way
-    dropout: Probability = 0.3  # on embeddings, between layers and on the attentional vector
+    dropout: Probability = 0.3  # where it acts, each architecture says
     word_dropout: Probability = 0.0  # of whole pieces, source and target
     tie_target_embeddings: bool = True  # the output layer's weight is the target embedding
     share_embeddings: bool = True  # source and target; needs a joint tokeniser
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
-        if self.bidirectional and self.hidden_dim % 2:
-            raise ValueError(f"hidden_dim {self.hidden_dim} must be even for a bidirectional encoder")
-        return self
 
 
 class TrainConfig(Table):

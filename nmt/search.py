@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from nmt.config import TranslateConfig
-from nmt.model.attention import Memory
 from nmt.model.embeddings import wide
-from nmt.model.recurrent import DecoderState
-from nmt.model.seq2seq import Encoded, RecurrentSeq2Seq
+from nmt.model.seq2seq import Encoded, Seq2Seq
 from pipelines.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 
@@ -33,7 +31,7 @@ def max_target_pieces(config: TranslateConfig, source_pieces: int) -> int:
 
 
 @torch.inference_mode()
-def search(model: RecurrentSeq2Seq, src: Tensor, src_lengths: Tensor, config: TranslateConfig) -> list[Hypothesis]:
+def search(model: Seq2Seq, src: Tensor, src_lengths: Tensor, config: TranslateConfig) -> list[Hypothesis]:
     """Return the best hypothesis of each source: ids [B, S], right-padded, with `src_lengths` [B] real pieces each.
 
     A sentence's result does not depend on the others of its batch, nor on padding, beyond rounding.
@@ -41,8 +39,8 @@ def search(model: RecurrentSeq2Seq, src: Tensor, src_lengths: Tensor, config: Tr
     limits = [max_target_pieces(config, length) for length in src_lengths.tolist()]
     encoded = model.encode(src, src_lengths)
     if config.method == "greedy" or config.beam_size == 1:
-        return _greedy(model, encoded, limits, config.length_penalty)
-    return _beam(model, encoded, limits, config)
+        return _greedy(model, encoded, limits, config.length_penalty, src.device)
+    return _beam(model, encoded, limits, config, src.device)
 
 
 def _rank_score(log_probability: float, length: int, length_penalty: float) -> float:
@@ -50,19 +48,21 @@ def _rank_score(log_probability: float, length: int, length_penalty: float) -> f
     return log_probability / float(length**length_penalty)
 
 
-def _log_probabilities(model: RecurrentSeq2Seq, vectors: Tensor) -> Tensor:
+def _log_probabilities(model: Seq2Seq, vectors: Tensor) -> Tensor:
     log_probabilities = torch.log_softmax(wide(model.logits(vectors)), dim=-1)
     # Never part of a target: padding, BOS, and the unknown piece, for which no text stands.
     log_probabilities[:, [PAD_ID, BOS_ID, UNK_ID]] = float("-inf")
     return log_probabilities
 
 
-def _greedy(model: RecurrentSeq2Seq, encoded: Encoded, limits: list[int], length_penalty: float) -> list[Hypothesis]:
+def _greedy(
+    model: Seq2Seq, encoded: Encoded, limits: list[int], length_penalty: float, device: torch.device
+) -> list[Hypothesis]:
     results: list[Hypothesis | None] = [None] * len(limits)
     ids: list[list[int]] = [[] for _ in limits]
     totals = [0.0] * len(limits)
     alive = list(range(len(limits)))
-    previous = torch.full((len(limits), 1), BOS_ID, device=encoded.memory.mask.device)
+    previous = torch.full((len(limits), 1), BOS_ID, device=device)
     while alive:
         vectors, state, _ = model.decode(previous, encoded)
         best, chosen = _log_probabilities(model, vectors[:, 0]).max(dim=-1)
@@ -86,17 +86,19 @@ def _greedy(model: RecurrentSeq2Seq, encoded: Encoded, limits: list[int], length
     return [result for result in results if result is not None]
 
 
-def _beam(model: RecurrentSeq2Seq, encoded: Encoded, limits: list[int], config: TranslateConfig) -> list[Hypothesis]:
+def _beam(
+    model: Seq2Seq, encoded: Encoded, limits: list[int], config: TranslateConfig, device: torch.device
+) -> list[Hypothesis]:
     """Beam search as of Sutskever et al. 2014, section 3.2.
 
     Of the 2K best continuations of a sentence, those among the first K that end are finished, and the first K that do
     not end are searched on. A sentence is done when K hypotheses are finished or its limit is reached, where what is
     still open counts as finished, so there is always a result.
     """
-    size, device = config.beam_size, encoded.memory.mask.device
+    size = config.beam_size
     finished: list[list[Hypothesis]] = [[] for _ in limits]
     alive = list(range(len(limits)))
-    encoded = _repeated(encoded, size)
+    encoded = _repeated(encoded, len(limits), size, device)
     # Only the first beam starts: K equal ones would give each continuation K times.
     scores = torch.full((len(limits), size), float("-inf"), device=device)
     scores[:, 0] = 0.0
@@ -139,11 +141,8 @@ def _beam(model: RecurrentSeq2Seq, encoded: Encoded, limits: list[int], config: 
     return [max(hypotheses, key=lambda hypothesis: hypothesis.score) for hypotheses in finished]
 
 
-def _repeated(encoded: Encoded, size: int) -> Encoded:
-    rows = torch.arange(encoded.memory.mask.shape[0], device=encoded.memory.mask.device).repeat_interleave(size)
-    memory: Memory = encoded.memory.select(rows)
-    state: DecoderState = encoded.state.select(rows)
-    return Encoded(memory, state)
+def _repeated(encoded: Encoded, number: int, size: int, device: torch.device) -> Encoded:
+    return encoded.select(torch.arange(number, device=device).repeat_interleave(size))
 
 
 def _collect(

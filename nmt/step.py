@@ -17,7 +17,7 @@ from torch import nn
 
 from nmt.batches import MicroBatch
 from nmt.config import TrainConfig
-from nmt.model.seq2seq import RecurrentSeq2Seq
+from nmt.model.seq2seq import Seq2Seq
 from nmt.objectives.supervised import supervised
 from nmt.optim import Averages, clip_by_norm
 
@@ -69,7 +69,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def train_step(
-    model: RecurrentSeq2Seq,
+    model: Seq2Seq,
     optimizer: torch.optim.Optimizer,
     flat: FlatGradients,
     averages: Averages | None,

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from nmt.architectures import ModelConfig, build_model
 from nmt.batches import Rows, collate, target_tokens
 from nmt.checkpoint import (
     CheckpointConfig,
@@ -40,11 +41,11 @@ from nmt.checkpoint import (
     save_training,
     training_checkpoints,
 )
-from nmt.config import ModelConfig, RayConfig, TrainConfig
+from nmt.config import ModelTable, RayConfig, TrainConfig
 from nmt.epochs import Epoch, Epochs
 from nmt.evaluate import corpus_bleu
 from nmt.metrics import METRICS_FILE, MetricsWriter, progress_logged
-from nmt.model.seq2seq import RecurrentSeq2Seq, build_model
+from nmt.model.seq2seq import Seq2Seq
 from nmt.optim import Averages, learning_rate, make_optimizer
 from nmt.ray_session import ray_session
 from nmt.step import FlatGradients, UpdateFigures, World, train_step
@@ -78,7 +79,7 @@ class TrainJob(BaseModel):
 
 
 def train(
-    model: ModelConfig,
+    model: ModelTable,
     config: TrainConfig,
     encoded: StageRun,
     cleaned: StageRun,
@@ -203,7 +204,7 @@ class _Run:
     train: ShardColumns
     dev: ShardColumns
     references: list[str]
-    model: RecurrentSeq2Seq
+    model: Seq2Seq
     optimizer: torch.optim.Optimizer
     flat: FlatGradients
     averages: Averages | None

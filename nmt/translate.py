@@ -369,8 +369,8 @@ def _write_attention(folder: Path, translator: Translator, tests: list[Evaluatio
     chosen = [short[i] for i in np.linspace(0, len(short) - 1, num=min(_NUM_ATTENTION_MAPS, len(short))).astype(int)]
     maps = [
         {"test": test.name, "row": row, "source": test.sources[row], "hypothesis": hypotheses[row]}
-        | as_record(translator.attention(test.sources[row], hypotheses[row]))
+        | as_record(attention)
         for row in chosen
-        if hypotheses[row]
+        if hypotheses[row] and (attention := translator.attention(test.sources[row], hypotheses[row])) is not None
     ]
     write_atomically(folder / ATTENTION_FILE, json.dumps(maps, ensure_ascii=False, indent=1) + "\n")

@@ -77,14 +77,17 @@ class Translator:
         translated = self.tokenizer.decode_target(self._search(parts))
         return [" ".join(filter(None, (translated[i] for i in own))) for own in parts_of]
 
-    def attention(self, source: str, translation: str) -> AttentionMap:
-        """Return where the model looks when it is led through this translation of this source."""
+    def attention(self, source: str, translation: str) -> AttentionMap | None:
+        """Return where the model looks when led through this translation; None where it has no attention."""
         src = self.tokenizer.encode_source(self._normalized([source]))[0]
         tgt = self.tokenizer.encode_target([translation])[0]
         with torch.inference_mode():
             ids, lengths = padded([np.asarray(src, dtype=np.int32)])
             previous = torch.tensor([[BOS_ID, *tgt[:-1]]])
-            _, weights = self.model(ids.to(self.device), lengths.to(self.device), previous.to(self.device))
+            batch = (ids.to(self.device), lengths.to(self.device), previous.to(self.device))
+            weights = self.model(*batch, need_weights=True).weights
+        if weights is None:
+            return None
         rounded = [[round(weight, 4) for weight in row] for row in weights[0].tolist()]
         return AttentionMap(self.tokenizer.source_pieces(src), self.tokenizer.target_pieces(tgt), rounded)
 

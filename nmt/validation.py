@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from nmt.batches import collate, packed
 from nmt.config import TrainConfig, TranslateConfig
-from nmt.model.seq2seq import RecurrentSeq2Seq
+from nmt.model.seq2seq import Seq2Seq
 from nmt.objectives.supervised import supervised
 from nmt.search import search
 from nmt.step import World, autocast
@@ -19,7 +19,7 @@ from pipelines.tokenizer import Tokenizer
 
 
 def score_rows(
-    model: RecurrentSeq2Seq, shards: ShardColumns, tokenizer: Tokenizer, config: TrainConfig, world: World
+    model: Seq2Seq, shards: ShardColumns, tokenizer: Tokenizer, config: TrainConfig, world: World
 ) -> tuple[float, list[str]]:
     """Return the negative log-likelihood per target piece (nats) and the translations of all rows, in order.
 

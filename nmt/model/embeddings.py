@@ -45,8 +45,8 @@ class Embedding(nn.Module):
         with torch.no_grad():
             self.table.weight[pad_id].zero_()
 
-    def forward(self, ids: Tensor, rate: float, word_rate: float, generator: torch.Generator | None) -> Tensor:
-        """Return the vectors [B, S, E] of ids [B, S], whole pieces dropped at `word_rate`, entries at `rate`.
+    def forward(self, ids: Tensor, word_rate: float, generator: torch.Generator | None) -> Tensor:
+        """Return the vectors [B, S, E] of ids [B, S], whole pieces dropped at `word_rate`.
 
         Source: whole-word dropout of Gal and Ghahramani 2016, "A Theoretically Grounded Application of Dropout in
         RNNs", here by position, not by type.
@@ -54,4 +54,4 @@ class Embedding(nn.Module):
         vectors: Tensor = self.table(ids)
         if generator is not None and word_rate > 0.0:
             vectors = vectors * keep_mask((*ids.shape, 1), word_rate, generator, like=vectors)
-        return dropout(vectors, rate, generator)
+        return vectors

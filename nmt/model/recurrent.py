@@ -6,17 +6,39 @@ Shapes: B batch, S source length, T target length, E embedding_dim, H hidden_dim
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, Self, cast
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmt.config import ModelConfig
+from nmt.config import ModelTable
+from nmt.model.architecture import Architecture, Variant
 from nmt.model.attention import Attention, Memory
 from nmt.model.embeddings import dropout, keep_mask, wide
+from nmt.model.seq2seq import Decoded, Encoded, Seq2Seq
 
 RecurrentLayer = nn.LSTM | nn.GRU
+
+
+class RecurrentConfig(ModelTable):
+    """A recurrent encoder-decoder. Dropout acts on embeddings, between layers and on the attentional vector."""
+
+    architecture: Literal["recurrent"] = "recurrent"
+    cell: Literal["lstm", "gru"] = "lstm"
+    encoder_layers: int = Field(default=1, ge=1, le=16)
+    decoder_layers: int = Field(default=1, ge=1, le=16)
+    bidirectional: bool = True
+    attention: Literal["additive", "dot", "general"] = "additive"
+    input_feeding: bool = True
+    hidden_dim: int = Field(default=512, ge=2)  # of the decoder; a bidirectional encoder has half of it each way
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.bidirectional and self.hidden_dim % 2:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be even for a bidirectional encoder")
+        return self
 
 
 class CellState(NamedTuple):
@@ -93,13 +115,21 @@ def gru_step(from_input: Tensor, from_hidden: Tensor, hidden: Tensor) -> Tensor:
     return new + update * (hidden - new)
 
 
+class EncoderOutput(NamedTuple):
+    """States [B, S, H], a mask [B, S], True at real pieces, and the last layer's final hidden state [B, H]."""
+
+    states: Tensor
+    mask: Tensor
+    final: Tensor
+
+
 class Encoder(nn.Module):
     """Layers of LSTM or GRU in one direction or both, H units in all.
 
     The backward direction reads each source reversed within its own length, so no padding is ever before a piece.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: RecurrentConfig) -> None:
         super().__init__()
         directions = 2 if config.bidirectional else 1
         each = config.hidden_dim // directions
@@ -112,15 +142,16 @@ class Encoder(nn.Module):
             for depth in range(config.encoder_layers)
         )
 
-    def forward(self, embedded: Tensor, lengths: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return states [B, S, H] and the last layer's final hidden state [B, H], both directions side by side.
+    def forward(self, embedded: Tensor, lengths: Tensor, generator: torch.Generator | None) -> EncoderOutput:
+        """Return the states of the last layer, both directions side by side.
 
         `embedded` [B, S, E]; `lengths` [B] counts the real pieces and is at least 1.
         """
         positions = torch.arange(embedded.shape[1], device=embedded.device)[None, :]
         mirrored = torch.where(positions < lengths[:, None], lengths[:, None] - 1 - positions, positions)
         last = (lengths - 1)[:, None, None]
-        states, final = embedded, embedded[:, 0]
+        states = dropout(embedded, self.dropout, generator)
+        final = states[:, 0]
         for depth, directions in enumerate(self.layers):
             if depth > 0:
                 states = dropout(states, self.dropout, generator)
@@ -130,7 +161,7 @@ class Encoder(nn.Module):
                 finals.append(output.gather(1, last.expand(-1, 1, output.shape[2])).squeeze(1))
                 outputs.append(output if direction == 0 else _reordered(output, mirrored))
             states, final = torch.cat(outputs, dim=-1), torch.cat(finals, dim=-1)
-        return states, final
+        return EncoderOutput(states, positions < lengths[:, None], final)
 
 
 def _reordered(states: Tensor, order: Tensor) -> Tensor:
@@ -145,9 +176,10 @@ class Decoder(nn.Module):
     Source: Luong et al. 2015, eq. 5 and section 3.3.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: RecurrentConfig) -> None:
         super().__init__()
         self.config = config
+        self.output_dim = config.embedding_dim
         fed = config.embedding_dim if config.input_feeding else 0
         self.bridge_hidden = nn.ModuleList(
             nn.Linear(config.hidden_dim, config.hidden_dim) for _ in range(config.decoder_layers)
@@ -163,25 +195,28 @@ class Decoder(nn.Module):
         self.attention = Attention(config.attention, config.hidden_dim)
         self.combine = nn.Linear(2 * config.hidden_dim, config.embedding_dim)
 
-    def start(self, final: Tensor) -> DecoderState:
-        """Return the state before the first step, a learned bridge from the encoder's final hidden state [B, H].
+    def start(self, encoder_output: EncoderOutput) -> Encoded:
+        """Return the memory, and as the first state a learned bridge from the encoder's final hidden state.
 
         Source: Bahdanau et al. 2015, A.2.2 (s_0 = tanh(W h)).
         """
+        states, mask, final = encoder_output
         hidden = torch.stack([torch.tanh(bridge(final)) for bridge in self.bridge_hidden])
         cells = [bridge(final) for bridge in self.bridge_cell]
         cell = wide(torch.stack(cells)) if cells else hidden.new_empty(*hidden.shape[:2], 0)
         feed = hidden.new_zeros(hidden.shape[1], self.config.embedding_dim)
-        return DecoderState(hidden, cell, feed)
+        return Encoded(self.attention.memory(states, mask), DecoderState(hidden, cell, feed))
 
     def forward(
-        self, embedded: Tensor, memory: Memory, state: DecoderState, generator: torch.Generator | None
-    ) -> tuple[Tensor, DecoderState, Tensor]:
+        self, embedded: Tensor, encoded: Encoded, generator: torch.Generator | None, *, need_weights: bool = False
+    ) -> Decoded:
         """Return attentional vectors [B, T, E], the state after the last step, and attention weights [B, T, S].
 
         `embedded` [B, T, E] are the previous target pieces; the state comes from `start` or from an earlier call, so
         that one step at a time gives what all steps at once give.
         """
+        memory, state = cast(tuple[Memory, DecoderState], encoded)
+        embedded = dropout(embedded, self.config.dropout, generator)
         if self.config.input_feeding:
             return self._with_feeding(embedded, memory, state, generator)
         states, hidden, cells = embedded, [], []
@@ -194,11 +229,11 @@ class Decoder(nn.Module):
         contexts, weights = self.attention(states, memory)
         vectors = torch.tanh(self.combine(torch.cat([states, contexts], dim=-1)))
         vectors = dropout(vectors, self.config.dropout, generator)
-        return vectors, DecoderState(torch.stack(hidden), torch.stack(cells), state.feed), weights
+        return Decoded(vectors, DecoderState(torch.stack(hidden), torch.stack(cells), state.feed), weights)
 
     def _with_feeding(
         self, embedded: Tensor, memory: Memory, state: DecoderState, generator: torch.Generator | None
-    ) -> tuple[Tensor, DecoderState, Tensor]:
+    ) -> Decoded:
         steps = embedded.shape[1]
         masks = self._feeding_masks(embedded, generator)
         cells = [
@@ -223,7 +258,7 @@ class Decoder(nn.Module):
             vectors.append(feed)
             weights.append(weight)
         hidden, cell = torch.stack([s.hidden for s in layers]), torch.stack([s.cell for s in layers])
-        return torch.stack(vectors, dim=1), DecoderState(hidden, cell, feed), torch.cat(weights, dim=1)
+        return Decoded(torch.stack(vectors, dim=1), DecoderState(hidden, cell, feed), torch.cat(weights, dim=1))
 
     def _feeding_masks(self, embedded: Tensor, generator: torch.Generator | None) -> _Masks | None:
         rate, config = self.config.dropout, self.config
@@ -276,3 +311,22 @@ class _StepCell:
         from_input = from_input + (self.bias_ih if projected is None else projected)
         from_hidden = F.linear(state.hidden, self.hidden) + self.bias_hh
         return CellState(gru_step(from_input, from_hidden, state.hidden), state.cell)
+
+
+def build(config: RecurrentConfig, source_size: int, target_size: int) -> Seq2Seq:
+    """Return a new recurrent encoder-decoder."""
+    return Seq2Seq(config, source_size, target_size, Encoder(config), Decoder(config))
+
+
+ARCHITECTURE = Architecture(
+    "recurrent",
+    RecurrentConfig,
+    build,
+    (
+        Variant(
+            "luong-general",
+            'Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation"',
+            {"cell": "lstm", "attention": "general", "input_feeding": False},
+        ),
+    ),
+)

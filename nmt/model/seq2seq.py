@@ -1,37 +1,91 @@
-"""The encoder-decoder that training and search call, and the one place that knows every architecture.
+"""The interface of every model: what training, search and scoring call.
 
-Shapes: B batch, S source length, T target length, E embedding_dim, H hidden_dim, V target pieces.
+A model is an encoder, a decoder, their embeddings and an output layer. What an encoder hands its decoder, and what a
+decoder carries from step to step, is the two's own business: all others see that rows of it can be selected.
+Shapes: B batch, S source length, T target length, E embedding_dim, D the decoder's output_dim, V target pieces.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmt.config import ModelConfig
-from nmt.model.attention import Memory
+from nmt.config import ModelTable
 from nmt.model.embeddings import Embedding
-from nmt.model.recurrent import Decoder, DecoderState, Encoder
 from pipelines.tokenizer import PAD_ID
 
 
+class Selectable(Protocol):
+    """Tensors that belong to the rows of a batch."""
+
+    def select(self, rows: Tensor) -> Self:
+        """Return the same of these rows of the batch, in this order; a row may come more than once, or not."""
+
+
 class Encoded(NamedTuple):
-    """A batch of sources, encoded: the memory, and the decoder's state before its first step."""
+    """A batch of sources, encoded: what the decoder attends to, and its state before its first step."""
 
-    memory: Memory
-    state: DecoderState
+    memory: Selectable
+    state: Selectable
+
+    def select(self, rows: Tensor) -> Encoded:
+        """Return the same of these rows of the batch, in this order."""
+        return Encoded(self.memory.select(rows), self.state.select(rows))
 
 
-class RecurrentSeq2Seq(nn.Module):
-    """A recurrent encoder-decoder with attention: Bahdanau et al. 2015 and Luong et al. 2015, after the config."""
+class Decoded(NamedTuple):
+    """Vectors [B, T, D] for the output layer, the state after them, and attention weights [B, T, S] where asked for.
 
-    def __init__(self, config: ModelConfig, source_size: int, target_size: int) -> None:
+    Weights are float32 or wider, each row a distribution over the real source pieces; None where none were asked for,
+    or where the model has no attention.
+    """
+
+    vectors: Tensor
+    state: Selectable
+    weights: Tensor | None
+
+
+class Encoder(Protocol):
+    """A module from embedded sources to whatever its decoder starts from."""
+
+    def __call__(self, embedded: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Any:
+        """Encode `embedded` [B, S, E], of which the first `lengths` [B] (at least 1) positions are real.
+
+        What stands behind them changes nothing. The generator is the switch of dropout, None is evaluation.
+        """
+
+
+class Decoder(Protocol):
+    """A module from embedded previous target pieces to vectors, all steps at once or some at a time."""
+
+    output_dim: int
+
+    def start(self, encoder_output: Any) -> Encoded:
+        """Return what is computed once for all steps of a batch, and the state before the first."""
+
+    def __call__(
+        self, embedded: Tensor, encoded: Encoded, generator: torch.Generator | None, *, need_weights: bool
+    ) -> Decoded:
+        """Decode `embedded` [B, T, E]. T steps at once give what T calls of one step each give, state handed on."""
+
+
+class Seq2Seq(nn.Module):
+    """Embeddings, an encoder, a decoder and an output layer that may share its weight with the target embedding."""
+
+    def __init__(
+        self, config: ModelTable, source_size: int, target_size: int, encoder: nn.Module, decoder: nn.Module
+    ) -> None:
         super().__init__()
         if config.share_embeddings and source_size != target_size:
             raise ValueError(f"share_embeddings needs one vocabulary, found {source_size} and {target_size} pieces")
+        output_dim: int = decoder.output_dim  # type: ignore[assignment]
+        if config.tie_target_embeddings and output_dim != config.embedding_dim:
+            raise ValueError(
+                f"tie_target_embeddings needs a decoder of embedding_dim units, {output_dim} != {config.embedding_dim}"
+            )
         self.config = config
         self.target_size = target_size
         self.source_embedding = Embedding(source_size, config.embedding_dim, PAD_ID)
@@ -39,60 +93,60 @@ class RecurrentSeq2Seq(nn.Module):
             self.target_embedding = self.source_embedding
         else:
             self.target_embedding = Embedding(target_size, config.embedding_dim, PAD_ID)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = encoder
+        self.decoder = decoder
         self.output_bias = nn.Parameter(torch.zeros(target_size))
         if not config.tie_target_embeddings:
-            self.output_weight = nn.Parameter(torch.empty(target_size, config.embedding_dim))
+            self.output_weight = nn.Parameter(torch.empty(target_size, output_dim))
             nn.init.xavier_uniform_(self.output_weight)
 
     def encode(self, src: Tensor, src_lengths: Tensor, generator: torch.Generator | None = None) -> Encoded:
         """Return the encoded batch of source ids [B, S], right-padded, with `src_lengths` [B] real pieces each."""
-        config = self.config
-        embedded = self.source_embedding(src, config.dropout, config.word_dropout, generator)
-        states, final = self.encoder(embedded, src_lengths, generator)
-        mask = torch.arange(src.shape[1], device=src.device)[None, :] < src_lengths[:, None]
-        return Encoded(self.decoder.attention.memory(states, mask), self.decoder.start(final))
+        embedded = self.source_embedding(src, self.config.word_dropout, generator)
+        encoded: Encoded = self.decoder.start(self.encoder(embedded, src_lengths, generator))  # type: ignore[operator]
+        return encoded
 
     def decode(
-        self, previous: Tensor, encoded: Encoded, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, DecoderState, Tensor]:
-        """Return vectors [B, T, E], the state after them and attention weights [B, T, S] for previous ids [B, T].
+        self,
+        previous: Tensor,
+        encoded: Encoded,
+        generator: torch.Generator | None = None,
+        *,
+        need_weights: bool = False,
+    ) -> Decoded:
+        """Return vectors, the state after them and, where asked for, attention weights, of previous ids [B, T].
 
         `previous` starts with BOS, or goes on where the state of `encoded` ended. `logits` turns vectors into scores.
         """
-        config = self.config
-        embedded = self.target_embedding(previous, config.dropout, config.word_dropout, generator)
-        vectors, state, weights = self.decoder(embedded, encoded.memory, encoded.state, generator)
-        return vectors, state, weights
+        embedded = self.target_embedding(previous, self.config.word_dropout, generator)
+        decoded: Decoded = self.decoder(embedded, encoded, generator, need_weights=need_weights)
+        return decoded
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """Return the output layer's weight [V, D].
+
+        Tied: Press and Wolf 2017, "Using the Output Embedding to Improve Language Models".
+        """
+        return self.target_embedding.table.weight if self.config.tie_target_embeddings else self.output_weight
 
     def logits(self, vectors: Tensor) -> Tensor:
-        """Return the scores [*, V] of every target piece for attentional vectors [*, E].
-
-        With tied weights: Press and Wolf 2017, "Using the Output Embedding to Improve Language Models".
-        """
-        weight = self.target_embedding.table.weight if self.config.tie_target_embeddings else self.output_weight
-        return F.linear(vectors, weight, self.output_bias)
+        """Return the scores [*, V] of every target piece for vectors [*, D]."""
+        return F.linear(vectors, self.output_matrix, self.output_bias)
 
     def forward(
-        self, src: Tensor, src_lengths: Tensor, previous: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return vectors [B, T, E] and attention weights [B, T, S] of teacher forcing with `previous` [B, T]."""
-        vectors, _, weights = self.decode(previous, self.encode(src, src_lengths, generator), generator)
-        return vectors, weights
+        self,
+        src: Tensor,
+        src_lengths: Tensor,
+        previous: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        need_weights: bool = False,
+    ) -> Decoded:
+        """Return what teacher forcing with `previous` [B, T] gives."""
+        encoded = self.encode(src, src_lengths, generator)
+        return self.decode(previous, encoded, generator, need_weights=need_weights)
 
     def num_parameters(self) -> int:
-        """Return the number of trained numbers, shared ones counted once."""
+        """Return the number of parameters, shared ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-def build_model(config: ModelConfig, source_size: int, target_size: int, *, seed: int = 1) -> RecurrentSeq2Seq:
-    """Return a new model of the config's architecture, its weights drawn from `seed` alone.
-
-    Raises ValueError when the vocabularies do not fit the config.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        match config.architecture:
-            case "recurrent":
-                return RecurrentSeq2Seq(config, source_size, target_size)

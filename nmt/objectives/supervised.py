@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nmt.batches import MicroBatch
 from nmt.model.embeddings import wide
-from nmt.model.seq2seq import RecurrentSeq2Seq
+from nmt.model.seq2seq import Seq2Seq
 
 
 class Loss(NamedTuple):
@@ -57,11 +57,9 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
     return total, nll.detach()
 
 
-def supervised(
-    model: RecurrentSeq2Seq, batch: MicroBatch, generator: torch.Generator | None, *, label_smoothing: float
-) -> Loss:
+def supervised(model: Seq2Seq, batch: MicroBatch, generator: torch.Generator | None, *, label_smoothing: float) -> Loss:
     """Return the loss of teacher forcing on a micro-batch. Only real positions go through the output layer."""
-    vectors, _ = model(batch.src, batch.src_lengths, batch.previous, generator)
+    vectors = model(batch.src, batch.src_lengths, batch.previous, generator).vectors
     real = batch.target_mask()
     targets = batch.target[real]
     total, nll = smoothed_cross_entropy(model.logits(vectors[real]), targets, label_smoothing)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
+from nmt.architectures import build_model
 from nmt.batches import collate, plan_epoch, target_tokens
-from nmt.config import ModelConfig, TrainConfig
-from nmt.model.seq2seq import build_model
+from nmt.config import TrainConfig
+from nmt.model.recurrent import RecurrentConfig
 from nmt.optim import make_optimizer
 from nmt.step import FlatGradients, World, train_step
 from pipelines.epoch_rows import trainable_rows
@@ -25,7 +26,7 @@ from pipelines.shards import ShardColumns, read_shards
 
 
 def pieces_per_cpu_second(
-    shards: ShardColumns, model_config: ModelConfig, config: TrainConfig, vocabulary: int, updates: int
+    shards: ShardColumns, model_config: RecurrentConfig, config: TrainConfig, vocabulary: int, updates: int
 ) -> float:
     """Return the median over the updates but the first: target pieces, EOS counted, by process time."""
     torch.set_float32_matmul_precision(config.matmul_precision)
@@ -59,7 +60,7 @@ def main() -> None:
     for precision in ("float32", "bfloat16"):
         for attention in ("additive", "general"):
             for feeding in (True, False):
-                model = ModelConfig.model_validate({"attention": attention, "input_feeding": feeding})
+                model = RecurrentConfig.model_validate({"attention": attention, "input_feeding": feeding})
                 config = TrainConfig.model_validate(
                     {"precision": precision, "matmul_precision": "medium", "microbatch_tokens": options.tokens}
                 )

@@ -79,7 +79,7 @@ def test_a_number_with_an_exponent_is_a_number(recipe: Path, value: str) -> None
         ("train.clip_norm=.inf", "a number is infinite"),
         ("languages.source=no", "key `languages.source`: YAML reads this word as false; put it in quotes"),
         ("languages.source=english", "key `languages.source`: String should match pattern"),
-        ("tokenizer.joint=false", "model.share_embeddings needs tokenizer.joint"),
+        ("tokenizer.joint=false", "model.share_embeddings: shared embeddings need one tokeniser"),
         ("model.hidden_dim=7", "hidden_dim 7 must be even"),
         ("augment.typos=1.5", "key `augment.typos`: Input should be less than or equal to 1"),
         ("augment.upper_cases=0.1", "unknown key `augment.upper_cases`"),

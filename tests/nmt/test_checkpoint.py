@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nmt.architectures import build_model
 from nmt.checkpoint import (
     CheckpointConfig,
     TrainState,
@@ -17,16 +18,17 @@ from nmt.checkpoint import (
     save_training,
     training_checkpoints,
 )
-from nmt.config import ModelConfig, TrainConfig
-from nmt.model.seq2seq import RecurrentSeq2Seq, build_model
+from nmt.config import TrainConfig
+from nmt.model.recurrent import RecurrentConfig
+from nmt.model.seq2seq import Seq2Seq
 from nmt.optim import Averages, make_optimizer
 from pipelines.errors import InputError
 
-MODEL = ModelConfig(embedding_dim=6, hidden_dim=8)
+MODEL = RecurrentConfig(embedding_dim=6, hidden_dim=8)
 CONFIG = CheckpointConfig(model=MODEL, source_size=11, target_size=11, tokenizer="t" * 64, update=7)
 
 
-def trained() -> tuple[RecurrentSeq2Seq, torch.optim.Optimizer, Averages]:
+def trained() -> tuple[Seq2Seq, torch.optim.Optimizer, Averages]:
     model = build_model(MODEL, 11, 11, seed=5)
     optimizer = make_optimizer(TrainConfig(), model.parameters())
     averages = Averages(model.parameters(), 0.9)
@@ -89,7 +91,7 @@ def test_damaged_weights_are_named(tmp_path: Path, damage: str) -> None:
     elif damage == "missing":
         path.unlink()
     else:
-        other = build_model(ModelConfig(embedding_dim=6, hidden_dim=10), 11, 11)
+        other = build_model(RecurrentConfig(embedding_dim=6, hidden_dim=10), 11, 11)
         save_model(tmp_path / "other", other, CONFIG)
         path.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match=r"model\.safetensors"):

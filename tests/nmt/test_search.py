@@ -8,8 +8,10 @@ import math
 import pytest
 import torch
 
-from nmt.config import ModelConfig, TranslateConfig
-from nmt.model.seq2seq import Encoded, RecurrentSeq2Seq, build_model
+from nmt.architectures import build_model
+from nmt.config import TranslateConfig
+from nmt.model.recurrent import RecurrentConfig
+from nmt.model.seq2seq import Encoded, Seq2Seq
 from nmt.search import max_target_pieces, search
 from pipelines.tokenizer import BOS_ID, EOS_ID
 
@@ -18,16 +20,17 @@ SRC = torch.tensor([[4, 5, 6, 3], [7, 3, 0, 0], [8, 4, 3, 0]])
 LENGTHS = torch.tensor([4, 2, 3])
 
 
-def sharp_model(feeding: bool) -> RecurrentSeq2Seq:
+def sharp_model(feeding: bool) -> Seq2Seq:
     """Return a model whose distributions are uneven enough for beams to differ."""
-    model = build_model(ModelConfig(embedding_dim=6, hidden_dim=8, input_feeding=feeding), SIZE, SIZE, seed=2).double()
+    config = RecurrentConfig(embedding_dim=6, hidden_dim=8, input_feeding=feeding)
+    model = build_model(config, SIZE, SIZE, seed=2).double()
     with torch.no_grad():
         model.target_embedding.table.weight.mul_(12.0)
         model.output_bias[EOS_ID] = -1.0
     return model
 
 
-def next_scores(model: RecurrentSeq2Seq, row: int, ids: list[int]) -> list[float]:
+def next_scores(model: Seq2Seq, row: int, ids: list[int]) -> list[float]:
     length = int(LENGTHS[row])
     encoded = model.encode(SRC[row : row + 1, :length], LENGTHS[row : row + 1])
     vectors, _, _ = model.decode(torch.tensor([[BOS_ID, *ids]]), Encoded(encoded.memory, encoded.state))
@@ -36,7 +39,7 @@ def next_scores(model: RecurrentSeq2Seq, row: int, ids: list[int]) -> list[float
     return scores.tolist()
 
 
-def plain_beam(model: RecurrentSeq2Seq, row: int, config: TranslateConfig) -> tuple[list[int], float]:
+def plain_beam(model: Seq2Seq, row: int, config: TranslateConfig) -> tuple[list[int], float]:
     limit = max_target_pieces(config, int(LENGTHS[row]))
     beams: list[tuple[float, list[int]]] = [(0.0, [])]
     finished: list[tuple[float, list[int]]] = []

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nmt.architectures import build_model
 from nmt.batches import MicroBatch, collate
-from nmt.config import ModelConfig, TrainConfig
-from nmt.model.seq2seq import RecurrentSeq2Seq, build_model
+from nmt.config import TrainConfig
+from nmt.model.recurrent import RecurrentConfig
+from nmt.model.seq2seq import Seq2Seq
 from nmt.optim import Averages, clip_by_norm, learning_rate, make_optimizer
 from nmt.step import FlatGradients, World, noise_seed, train_step
 from pipelines.shards import ShardColumns
@@ -27,12 +29,12 @@ def toy_shards() -> ShardColumns:
     return ShardColumns(np.arange(8), ids, offsets, ids[::-1].copy(), offsets)
 
 
-def model_of(dropout: float) -> RecurrentSeq2Seq:
-    return build_model(ModelConfig(embedding_dim=6, hidden_dim=8, dropout=dropout), 19, 19).double()
+def model_of(dropout: float) -> Seq2Seq:
+    return build_model(RecurrentConfig(embedding_dim=6, hidden_dim=8, dropout=dropout), 19, 19).double()
 
 
 def step(
-    model: RecurrentSeq2Seq, batches: list[tuple[int, MicroBatch]], tokens: int, config: TrainConfig = CONFIG
+    model: Seq2Seq, batches: list[tuple[int, MicroBatch]], tokens: int, config: TrainConfig = CONFIG
 ) -> tuple[float, float, float]:
     parameters = list(model.parameters())
     return train_step(
@@ -51,7 +53,7 @@ def test_an_update_of_two_micro_batches_is_torchs_adam_on_the_mean_loss() -> Non
     optimizer = torch.optim.Adam(reference.parameters(), lr=0.01, betas=CONFIG.adam_betas)
     total = torch.zeros((), dtype=torch.float64)
     for batch in batches:
-        vectors, _ = reference(batch.src, batch.src_lengths, batch.previous)
+        vectors = reference(batch.src, batch.src_lengths, batch.previous).vectors
         real = batch.target_mask()
         total = total + F.cross_entropy(
             reference.logits(vectors)[real], batch.target[real], label_smoothing=0.1, reduction="sum"

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from nmt.checkpoint import TrainState, training_checkpoints
-from nmt.config import ModelConfig, TrainConfig
+from nmt.config import TrainConfig
 from nmt.epochs import Epochs
 from nmt.metrics import read_metrics
+from nmt.model.recurrent import RecurrentConfig
 from nmt.step import UpdateFigures, train_step
 from nmt.train import train
 from pipelines.config import AugmentConfig, BeamConfig, ShardConfig, TokenizerConfig
@@ -30,7 +31,7 @@ from pipelines.shards import read_shards
 from pipelines.stage import StageRun, read_manifest
 from tests.nmt.conftest import LANGUAGES, ToyStages
 
-MODEL = ModelConfig(embedding_dim=16, hidden_dim=24, dropout=0.1)
+MODEL = RecurrentConfig(embedding_dim=16, hidden_dim=24, dropout=0.1)
 CONFIG = TrainConfig(
     max_epochs=14, patience=14, microbatch_tokens=160, microbatches_per_update=4, learning_rate=0.01, warmup_updates=4,
     ema_decay=0.9, checkpoint_updates=3, log_updates=2,

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nmt import translate as module
-from nmt.config import ModelConfig, TrainConfig, TranslateConfig
+from nmt.config import TrainConfig, TranslateConfig
+from nmt.model.recurrent import RecurrentConfig
 from nmt.published import Translation, describe
 from nmt.train import train
 from nmt.translate import translate, translate_tests
@@ -32,7 +33,7 @@ def trained(toy: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> StageRu
         max_epochs=40, microbatch_tokens=320, microbatches_per_update=1, learning_rate=0.01, warmup_updates=20,
         patience=40,
     )  # fmt: skip
-    model = ModelConfig(embedding_dim=32, hidden_dim=64, dropout=0.1)
+    model = RecurrentConfig(embedding_dim=32, hidden_dim=64, dropout=0.1)
     root = tmp_path_factory.mktemp("trained")
     return train(model, config, toy.encoded, toy.cleaned, toy.tokenizer, toy.ray, root, use_ray=False)
 

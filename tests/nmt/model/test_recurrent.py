@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nmt.config import ModelConfig
-from nmt.model.recurrent import Encoder, gru_step, lstm_step, make_layer
+from nmt.model.recurrent import Encoder, RecurrentConfig, gru_step, lstm_step, make_layer
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +42,12 @@ def test_an_lstms_forget_bias_is_one_and_its_recurrent_weights_are_orthogonal() 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_the_encoder_reads_each_sentence_as_if_it_were_alone(cell: str, bidirectional: bool) -> None:
-    config = ModelConfig(
+    config = RecurrentConfig(
         cell=cell, bidirectional=bidirectional, encoder_layers=2, embedding_dim=6, hidden_dim=8, dropout=0.3
     )
     encoder = Encoder(config).double()
     embedded, lengths = torch.randn(3, 7, 6).double(), torch.tensor([7, 1, 4])
-    states, final = encoder(embedded, lengths, None)
+    states, _, final = encoder(embedded, lengths, None)
     for row, length in enumerate(lengths.tolist()):
         alone = embedded[row : row + 1, :length]
         ends = []

@@ -7,12 +7,13 @@ import itertools
 import pytest
 import torch
 
-from nmt.config import ModelConfig
-from nmt.model.seq2seq import Encoded, RecurrentSeq2Seq, build_model
+from nmt.architectures import build_model
+from nmt.model.recurrent import RecurrentConfig
+from nmt.model.seq2seq import Encoded, Seq2Seq
 
 SIZE = 23
 MODELS = [
-    ModelConfig(
+    RecurrentConfig(
         cell=cell, attention=attention, input_feeding=feeding, encoder_layers=layers, decoder_layers=layers,
         embedding_dim=6, hidden_dim=8, dropout=0.4, word_dropout=0.1,
     )
@@ -22,7 +23,7 @@ MODELS = [
 ]  # fmt: skip
 
 
-def name(config: ModelConfig) -> str:
+def name(config: RecurrentConfig) -> str:
     return f"{config.cell}-{config.attention}-{'feeding' if config.input_feeding else 'plain'}-{config.decoder_layers}"
 
 
@@ -33,13 +34,13 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return src, torch.tensor([6, 2, 4]), previous
 
 
-def logits(model: RecurrentSeq2Seq, src: torch.Tensor, lengths: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    vectors, _ = model(src, lengths, previous)
+def logits(model: Seq2Seq, src: torch.Tensor, lengths: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+    vectors = model(src, lengths, previous).vectors
     return model.logits(vectors)
 
 
 @pytest.mark.parametrize("config", MODELS, ids=name)
-def test_padding_changes_nothing_and_neither_do_the_batchs_other_rows(config: ModelConfig) -> None:
+def test_padding_changes_nothing_and_neither_do_the_batchs_other_rows(config: RecurrentConfig) -> None:
     model = build_model(config, SIZE, SIZE).double()
     src, lengths, previous = batch()
     whole = logits(model, src, lengths, previous)
@@ -54,7 +55,7 @@ def test_padding_changes_nothing_and_neither_do_the_batchs_other_rows(config: Mo
 
 
 @pytest.mark.parametrize("config", MODELS, ids=name)
-def test_padding_gets_no_gradient_and_gives_none(config: ModelConfig) -> None:
+def test_padding_gets_no_gradient_and_gives_none(config: RecurrentConfig) -> None:
     def gradients(width: int) -> list[torch.Tensor]:
         model = build_model(config, SIZE, SIZE).double()
         src, lengths, previous = batch()
@@ -67,7 +68,7 @@ def test_padding_gets_no_gradient_and_gives_none(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("config", MODELS, ids=name)
-def test_step_by_step_gives_what_teacher_forcing_gives(config: ModelConfig) -> None:
+def test_step_by_step_gives_what_teacher_forcing_gives(config: RecurrentConfig) -> None:
     model = build_model(config, SIZE, SIZE).double()
     src, lengths, previous = batch()
     encoded = model.encode(src, lengths)
@@ -80,22 +81,21 @@ def test_step_by_step_gives_what_teacher_forcing_gives(config: ModelConfig) -> N
 
 
 @pytest.mark.parametrize("config", MODELS[:2], ids=name)
-def test_noise_is_a_function_of_the_generators_seed(config: ModelConfig) -> None:
+def test_noise_is_a_function_of_the_generators_seed(config: RecurrentConfig) -> None:
     model = build_model(config, SIZE, SIZE)
     src, lengths, previous = batch()
 
     def with_seed(seed: int) -> torch.Tensor:
-        vectors, _ = model(src, lengths, previous, torch.Generator().manual_seed(seed))
-        return vectors
+        return model(src, lengths, previous, torch.Generator().manual_seed(seed)).vectors
 
     assert torch.equal(with_seed(1), with_seed(1))
     assert not torch.equal(with_seed(1), with_seed(2))
 
 
 def test_tied_weights_are_one_parameter_and_counted_once() -> None:
-    tied = build_model(ModelConfig(embedding_dim=6, hidden_dim=8), SIZE, SIZE)
+    tied = build_model(RecurrentConfig(embedding_dim=6, hidden_dim=8), SIZE, SIZE)
     loose = build_model(
-        ModelConfig(embedding_dim=6, hidden_dim=8, tie_target_embeddings=False, share_embeddings=False), SIZE, SIZE
+        RecurrentConfig(embedding_dim=6, hidden_dim=8, tie_target_embeddings=False, share_embeddings=False), SIZE, SIZE
     )
     assert tied.source_embedding is tied.target_embedding
     assert loose.num_parameters() - tied.num_parameters() == 2 * SIZE * 6
@@ -103,7 +103,7 @@ def test_tied_weights_are_one_parameter_and_counted_once() -> None:
 
 def test_shared_embeddings_of_two_vocabularies_are_refused() -> None:
     with pytest.raises(ValueError, match="one vocabulary"):
-        build_model(ModelConfig(), 30, 40)
+        build_model(RecurrentConfig(), 30, 40)
 
 
 def test_the_seed_alone_decides_the_first_weights() -> None:
