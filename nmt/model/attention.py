@@ -5,7 +5,7 @@ Shapes: B batch, S source length, T target steps, H hidden_dim (of encoder state
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Attention(nn.Module):
     general: q W k).
     """
 
-    def __init__(self, kind: Literal["additive", "dot", "general"], hidden_dim: int) -> None:
+    def __init__(self, kind: str, hidden_dim: int) -> None:
         super().__init__()
         self.kind = kind
         if kind != "dot":

@@ -18,7 +18,7 @@ import torch
 from nmt.architectures import build_model
 from nmt.batches import collate, plan_epoch, target_tokens
 from nmt.config import TrainConfig
-from nmt.model.recurrent import RecurrentConfig
+from nmt.model.recurrent_config import RecurrentConfig
 from nmt.optim import make_optimizer
 from nmt.step import FlatGradients, World, train_step
 from pipelines.epoch_rows import trainable_rows

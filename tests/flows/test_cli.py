@@ -199,5 +199,5 @@ def test_evaluation_prints_the_scores_of_a_run(tmp_path: Path) -> None:
 
 def test_the_schema_is_json_with_both_forms() -> None:
     printed = json.loads(seqloom("schema").stdout)
-    assert set(printed) == {"recipe", "profile"}
+    assert set(printed) == {"recipe", "models", "profile"}
     assert json.loads(seqloom("schema", "--json").stdout) == printed

@@ -19,7 +19,7 @@ from nmt.checkpoint import (
     training_checkpoints,
 )
 from nmt.config import TrainConfig
-from nmt.model.recurrent import RecurrentConfig
+from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.seq2seq import Seq2Seq
 from nmt.optim import Averages, make_optimizer
 from pipelines.errors import InputError

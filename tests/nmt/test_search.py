@@ -10,7 +10,7 @@ import torch
 
 from nmt.architectures import build_model
 from nmt.config import TranslateConfig
-from nmt.model.recurrent import RecurrentConfig
+from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.seq2seq import Encoded, Seq2Seq
 from nmt.search import max_target_pieces, search
 from pipelines.tokenizer import BOS_ID, EOS_ID

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nmt.architectures import build_model
 from nmt.batches import MicroBatch, collate
 from nmt.config import TrainConfig
-from nmt.model.recurrent import RecurrentConfig
+from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.seq2seq import Seq2Seq
 from nmt.optim import Averages, clip_by_norm, learning_rate, make_optimizer
 from nmt.step import FlatGradients, World, noise_seed, train_step

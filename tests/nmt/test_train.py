@@ -20,7 +20,7 @@ from nmt.checkpoint import TrainState, training_checkpoints
 from nmt.config import TrainConfig
 from nmt.epochs import Epochs
 from nmt.metrics import read_metrics
-from nmt.model.recurrent import RecurrentConfig
+from nmt.model.recurrent_config import RecurrentConfig
 from nmt.step import UpdateFigures, train_step
 from nmt.train import train
 from pipelines.config import AugmentConfig, BeamConfig, ShardConfig, TokenizerConfig

@@ -12,7 +12,7 @@ import pytest
 
 from nmt import translate as module
 from nmt.config import TrainConfig, TranslateConfig
-from nmt.model.recurrent import RecurrentConfig
+from nmt.model.recurrent_config import RecurrentConfig
 from nmt.published import Translation, describe
 from nmt.train import train
 from nmt.translate import translate, translate_tests

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nmt.architectures import build_model
-from nmt.model.recurrent import RecurrentConfig
+from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.seq2seq import Encoded, Seq2Seq
 
 SIZE = 23

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from nmt.model.recurrent import Encoder, RecurrentConfig, gru_step, lstm_step, make_layer
+from nmt.model.cells import gru_step, lstm_step, make_layer
+from nmt.model.recurrent_config import RecurrentConfig
+from nmt.model.recurrent_encoder import Encoder
 
 
 @pytest.fixture(autouse=True)
