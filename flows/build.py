@@ -124,7 +124,8 @@ def build(
     run_folder.link(runs)
     gate = publish_model(loaded, runs, run_folder)
     report_path = write_report(loaded, runs, gate, run_folder)
-    scores = runs["evaluate"].manifest.counters
+    evaluated = runs.get("evaluate")  # a language model has no test sets to translate
+    scores = {} if evaluated is None else evaluated.manifest.counters
     manifest = RunManifest(
         recipe=loaded,
         profile=where,
@@ -134,7 +135,7 @@ def build(
         started_at=started_at,
         seconds=round(time.monotonic() - start, 3),
     )
-    run_folder.write(manifest, runs["evaluate"])
+    run_folder.write(manifest, evaluated)
     return {"folder": str(run_folder.folder), "report": report_path, "gate": gate, "scores": scores, "stages": folders}
 
 

@@ -66,8 +66,10 @@ killed continues at the next call.
 - everything, up to report.html: `seqloom run demo-en-de --define DATA=corpus`
 - another value of any key: `seqloom run my.yaml --set train.max_epochs=3`
 - what the thresholds do, in seconds: `seqloom preview my.yaml --set clean.rules.language=0.5`
+- what models there are, and how large: `seqloom architectures my.yaml`
 - why a row is gone: `seqloom explain my.yaml --row captions:1024`
 - with the published model: `seqloom translate runs/my/model in.txt out.txt`
+- how likely it finds a translation: `seqloom score runs/my/model in.txt its-translation.txt`
 
 **Exit status**: 0 done, 1 failed, 2 wrong usage or input.
 """,
@@ -229,7 +231,9 @@ def train(
     """
     runs = _run_up_to("train", recipe, workdir, profile, overrides, define, quiet=quiet, use_ray=not no_ray)
     counters = runs["train"].manifest.counters
-    print(f"trained in {counters['updates']} updates, best BLEU on dev {counters['best_bleu']:.2f}")
+    from flows.summary import best_on_dev
+
+    print(f"trained in {counters['updates']} updates, best on dev: {best_on_dev(counters)}")
     print(f"checkpoint: {runs['train'].folder / 'best'}")
     return _described_runs(runs)
 
@@ -373,6 +377,41 @@ def translate(
 
 
 @command(MODELS)
+def score(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="A published model's folder, or that of a run: WORKDIR/NAME."),
+    ],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Text, one sentence a line.")],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="[TARGET]", help="Its translation line by line; not for a language model.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Text, or Parquet where it ends in .parquet. Default: standard output.")
+    ] = None,
+    profile: ProfileOption = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Score pairs by a translation model, or texts by a language model: a row a line, in their order.
+
+    A row has the log probability (nats), the pieces and the perplexity, between tabs. Pieces count the end of the
+    sentence, so that an empty line is that alone. A line that cannot be read, or has more pieces than
+    --set score.max_pieces, has none and is named. At the end comes the perplexity of all, per piece and per character.
+
+    Of a run the model is the one that was trained last, published or not.
+    """
+    from nmt.config import ScoreConfig
+
+    config, where = load_table(ScoreConfig, "score", overrides or ()), load_profile(profile)
+    _log_to_terminal(quiet)
+    from flows.score_cli import score_and_print
+
+    return score_and_print(model, source, target, output, config, where.ray)
+
+
+@command(MODELS)
 def evaluate(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[MODEL|RUN]", help="A published model or a run: print its scores.")
@@ -406,6 +445,38 @@ def evaluate(
         )
     _print_table("Scores", score_rows(tests))
     return {"tests": tests}
+
+
+@command(MODELS)
+def architectures(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Whose sizes are taken. Default: the defaults.")
+    ] = None,
+    overrides: Overrides = None,
+    define: Define = None,
+    shapes: Annotated[
+        bool, typer.Option("--shapes", help="Names and shapes of the parameters of the recipe's own model instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """List the models that a recipe can name: papers, keys, parameters, and FLOPs per target piece.
+
+    Each variant has the sizes and other keys of the recipe that it does not decide itself. Without a recipe: the
+    defaults, and a vocabulary of 8,000 pieces.
+    """
+    loaded = None
+    if recipe is not None:
+        loaded = load_recipe(recipe, define=_definitions(define), overrides=overrides or (), with_model=False)
+    elif overrides or define:
+        raise InputError(
+            "--set and --define change a recipe, and none is given",
+            where="seqloom architectures",
+            remedy="As in seqloom architectures demo-en-de --set model.hidden_dim=1024",
+        )
+    _log_to_terminal(quiet=True)
+    from flows.architectures_cli import architectures_and_print, shapes_and_print
+
+    return (shapes_and_print if shapes else architectures_and_print)(loaded, _console())
 
 
 @command("Corpora")
@@ -579,9 +650,12 @@ def _print_result(runs: Mapping[str, StageRun], result: Mapping[str, Any]) -> No
     from flows import summary
 
     _print_table("Waterfall", summary.waterfall(runs["clean"]))
-    _print_translations(summary.translations(runs["clean"], runs["translate"], PRINTED_TRANSLATIONS))
-    _print_table("Scores", summary.scores(runs["evaluate"]))
     console = _console()
+    if "evaluate" in runs:
+        _print_translations(summary.translations(runs["clean"], runs["translate"], PRINTED_TRANSLATIONS))
+        _print_table("Scores", summary.scores(runs["evaluate"]))
+    else:
+        console.print(f"\nbest on dev: {summary.best_on_dev(runs['train'].manifest.counters)}")
     gate = result["gate"]
     verdict = f"published: {gate['model']}" if gate["published"] else "not published"
     console.print()

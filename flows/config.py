@@ -12,7 +12,15 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from nmt.architectures import ARCHITECTURES, DEFAULT, architecture
-from nmt.config import EvaluateConfig, ModelTable, RayConfig, TrainConfig, TranslateConfig
+from nmt.config import (
+    VECTOR_KEYS,
+    EvaluateConfig,
+    ModelTable,
+    RayConfig,
+    TrainConfig,
+    TranslateConfig,
+    check_stopping,
+)
 from pipelines.config import (
     ALL_SPLITS,
     AugmentConfig,
@@ -56,7 +64,7 @@ _Loader.add_implicit_resolver(
 
 
 class PublishConfig(Table):
-    """The gate. BLEU is on 0 to 100."""
+    """The gate of a model that translates; a language model's has no keys. BLEU is on 0 to 100."""
 
     min_bleu: float = Field(default=0.0, ge=0.0, le=100.0)  # on the first test set
     max_bleu_drop: float = Field(default=0.0, ge=0.0)  # a drop against the live model beyond it and chance blocks
@@ -103,7 +111,18 @@ class Recipe(Table):
                 where="model.share_embeddings",
                 remedy="Set tokenizer.joint: true, or model.share_embeddings: false",
             )
+        check_stopping(table, self.train)
+        if not table.has_source and self.publish != PublishConfig():
+            raise InputError(
+                "the gate of a language model compares perplexity: the keys of publish are of BLEU",
+                where="publish",
+                remedy="Leave publish out",
+            )
         return table
+
+    def translates(self) -> bool:
+        """Return whether the model translates: a language model does not. Read on demand, as `model_table`."""
+        return architecture(self.model.get("architecture", DEFAULT)).table.has_source
 
     @model_validator(mode="after")
     def _tags_are_known(self) -> Self:
@@ -131,7 +150,8 @@ def load_recipe(
 
     `define` fills `${NAME}` in strings; `overrides` are `dotted.key=value` with YAML values, as of `--set`. A path is
     relative to the recipe's folder; one that begins with `${NAME}` comes from outside, so it is relative to the current
-    folder; a URI stays as it is. Without `with_model` the model's table is left as it stands, unchecked.
+    folder; a URI stays as it is. Without `with_model` the model's table is left as it stands, unchecked; with it, files
+    of vectors are looked into.
     Raises InputError naming the file and the key that is wrong, with the remedy.
     """
     path = _find(name_or_path, RECIPES, "recipe")
@@ -140,14 +160,23 @@ def load_recipe(
         _apply(tree, override)
     _anchor(tree, define)
     tree = _defined(tree, define, str(path))
-    recipe = _validated(Recipe, tree, str(path))
+    recipe = _resolved(_validated(Recipe, tree, str(path)), path.parent)
     if with_model:
         try:
             table = recipe.model_table()
+            _check_vectors(table)
         except InputError as error:
             raise InputError(error.what, where=f"{path}: {error.where}", remedy=error.remedy) from error
         recipe = recipe.model_copy(update={"model": table.model_dump(mode="json")})
-    return _resolved(recipe, path.parent)
+    return recipe
+
+
+def _check_vectors(table: ModelTable) -> None:
+    """Look into the files of vectors: training reads them, which may be hours away."""
+    if table.vectors():
+        from nmt.pretrained import check_dimensions
+
+        check_dimensions(table)
 
 
 def load_profile(name_or_path: str | None) -> Profile:
@@ -253,6 +282,7 @@ def _paths(tree: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
         *((corpus, _CORPUS_PATHS) for split in splits for corpus in split),
         *((entry, ("tsv",)) for entry in (labelled if isinstance(labelled, list) else ())),
         (table(clean, "resources"), tuple(ResourcesConfig.model_fields)),
+        (table(tree, "model"), VECTOR_KEYS),
     ]
     return [(holder, key) for holder, keys in holders if isinstance(holder, dict) for key in keys if key in holder]
 
@@ -315,9 +345,12 @@ def _fault(key: str, faults: Sequence[Any]) -> str:
 def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with paths of data that do not depend on the current folder; URIs stay as they are."""
 
+    def absolute(path: str) -> str:
+        return path if is_uri(path) else str((folder / path).resolve())
+
     def moved(table: T, keys: Iterable[str]) -> T:
-        paths = {key: path for key in keys if isinstance(path := getattr(table, key), str) and not is_uri(path)}
-        return table.model_copy(update={key: str((folder / path).resolve()) for key, path in paths.items()})
+        paths = {key: path for key in keys if isinstance(path := getattr(table, key), str)}
+        return table.model_copy(update={key: absolute(path) for key, path in paths.items()})
 
     corpora: dict[str, Any] = {
         split: tuple(moved(corpus, _CORPUS_PATHS) for corpus in recipe.corpora.of(split)) for split in ALL_SPLITS
@@ -327,5 +360,10 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     if (quality := recipe.clean.quality) is not None:
         labelled = tuple(moved(entry, ("tsv",)) for entry in quality.labelled)
         clean["quality"] = quality.model_copy(update={"labelled": labelled})
-    update = {"corpora": recipe.corpora.model_copy(update=corpora), "clean": recipe.clean.model_copy(update=clean)}
+    vectors = {key: recipe.model[key] for key in VECTOR_KEYS if key in recipe.model}
+    update = {
+        "corpora": recipe.corpora.model_copy(update=corpora),
+        "clean": recipe.clean.model_copy(update=clean),
+        "model": recipe.model | {key: absolute(path) for key, path in vectors.items() if isinstance(path, str)},
+    }
     return recipe.model_copy(update=update)

@@ -17,12 +17,14 @@ import logging
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import filelock
 
 from flows.config import Recipe
+from flows.stages import TRANSLATION_STAGES
+from flows.summary import best_on_dev
 from nmt.evaluate import (
     SCORES_NAME,
     EvaluationSet,
@@ -42,9 +44,10 @@ from nmt.published import (
     load_published,
 )
 from pipelines.errors import InputError
-from pipelines.stage import MANIFEST_NAME, StageRun, file_sha256, write_atomically
+from pipelines.stage import MANIFEST_NAME, Manifest, StageRun, file_sha256, write_atomically
 
 VERSIONS_NAME = "models"
+MANIFESTS_NAME = "manifests"
 STAGES = ("clean", "fit_tokenizer", "encode", "train", "translate", "evaluate")
 
 log = logging.getLogger(__name__)
@@ -53,12 +56,13 @@ log = logging.getLogger(__name__)
 def publish(recipe: Recipe, runs: Mapping[str, StageRun], destination: Path) -> dict[str, Any]:
     """Return {"published", "reasons"}, and where the gate was passed "model" (a path) and "version" too.
 
-    `runs` holds the finished stages by the names in STAGES; `destination` is the link to the live model. The same
-    content has the same version, so that publishing again changes nothing. A blocked model leaves no trace.
+    `runs` holds the finished stages by the names in STAGES, up to `train` of a language model; `destination` is the
+    link to the live model. The same content has the same version, so that publishing again changes nothing. A blocked
+    model leaves no trace.
     Raises InputError when a stage is missing or its files have changed, when the live model is damaged, and when
     another process is publishing here.
     """
-    missing = [stage for stage in STAGES if stage not in runs]
+    missing = [stage for stage in _stages(recipe) if stage not in runs]
     if missing:
         raise InputError(f"the stages {missing} have not run", where=recipe.name, remedy="Run `seqloom run` first")
     if destination.exists() and not destination.is_symlink():
@@ -77,6 +81,10 @@ def publish(recipe: Recipe, runs: Mapping[str, StageRun], destination: Path) -> 
         return _publish(recipe, runs, destination)
     finally:
         lock.release()
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    return [stage for stage in STAGES if recipe.translates() or stage not in TRANSLATION_STAGES]
 
 
 def gate(
@@ -117,12 +125,39 @@ def _against_live(
     return True, f"BLEU {result.bleu:.2f} {against}: the drop of {drop:.2f} may be chance {chance}"
 
 
+def language_model_gate(trained: Manifest, live: PublishedModel | None) -> tuple[bool, list[str]]:
+    """Return whether a language model may go live, and why: where its perplexity on dev is not above the live model's.
+
+    Per piece where both have one tokeniser, otherwise per character. Where the live model was not measured on the same
+    texts nothing tells which is better, and it stays.
+    """
+    reached = trained.counters
+    reasons = [f"perplexity {reached['best_perplexity']:.4f} per piece on dev"]
+    if live is None:
+        return True, [*reasons, "no model is live to compare with"]
+    held = Manifest.model_validate_json((live.folder / MANIFESTS_NAME / "train.json").read_bytes())
+    name = f"the live model {live.description.version}"
+    if held.counters.get("dev_sha256") != reached["dev_sha256"]:
+        return False, [*reasons, f"{name} was not measured on this dev set; without its link this one is published"]
+    same = held.inputs["tokenizer"] == trained.inputs["tokenizer"]
+    key, per = ("best_perplexity", "piece") if same else ("best_perplexity_per_character", "character")
+    before, after = held.counters[key], reached[key]
+    if before is None or after is None:
+        return False, [*reasons, "dev has no character to compare by"]
+    said = f"perplexity {after:.4f} per {per} against {before:.4f} of {name}"
+    return after <= before, [*reasons, f"{said}: {'no' if after <= before else 'a'} worse one"]
+
+
 def _publish(recipe: Recipe, runs: Mapping[str, StageRun], destination: Path) -> dict[str, Any]:
-    tests = read_tests(runs["clean"])
-    first = _first_test(recipe, tests)
-    hypotheses = read_lines(hypotheses_path(runs["translate"].folder, first.name))
+    tests: list[EvaluationSet] = []
     live = load_published(destination) if destination.is_symlink() else None
-    passed, reasons = gate(recipe, first, hypotheses, live)
+    if recipe.translates():
+        tests = read_tests(runs["clean"])
+        first = _first_test(recipe, tests)
+        hypotheses = read_lines(hypotheses_path(runs["translate"].folder, first.name))
+        passed, reasons = gate(recipe, first, hypotheses, live)
+    else:
+        passed, reasons = language_model_gate(runs["train"].manifest, live)
     for reason in reasons:
         log.info("gate: %s", reason)
     if not passed:
@@ -165,11 +200,12 @@ def _write_version(recipe: Recipe, runs: Mapping[str, StageRun], tests: Sequence
 def _write_files(recipe: Recipe, runs: Mapping[str, StageRun], folder: Path) -> None:
     _copy_outputs(runs["train"], "best/", folder / "checkpoint")
     _copy_outputs(runs["fit_tokenizer"], "", folder / "tokenizer")
-    _copy_outputs(runs["translate"], "hypotheses/", folder / "hypotheses")
-    _copy_outputs(runs["evaluate"], SCORES_NAME, folder)
-    (folder / "manifests").mkdir()
-    for stage in STAGES:
-        shutil.copyfile(runs[stage].folder / MANIFEST_NAME, folder / "manifests" / f"{stage}.json")
+    if recipe.translates():
+        _copy_outputs(runs["translate"], "hypotheses/", folder / "hypotheses")
+        _copy_outputs(runs["evaluate"], SCORES_NAME, folder)
+    (folder / MANIFESTS_NAME).mkdir()
+    for stage in _stages(recipe):
+        shutil.copyfile(runs[stage].folder / MANIFEST_NAME, folder / MANIFESTS_NAME / f"{stage}.json")
     translation = Translation(
         languages=recipe.languages,
         normalize=recipe.clean.normalize,
@@ -204,15 +240,22 @@ def _copy_outputs(run: StageRun, prefix: str, target: Path) -> None:
 
 def model_card(recipe: Recipe, runs: Mapping[str, StageRun]) -> str:
     """Return the model card, Markdown, from the recipe and the stages' manifests alone."""
-    source, target = recipe.languages.source, recipe.languages.target
+    languages, side = recipe.languages, recipe.model_table().only_side()
     trained = runs["train"].manifest
+    if side is None:
+        does, use = f"Translates `{languages.source}` to `{languages.target}`", "translate MODEL INPUT OUTPUT"
+        scores = (
+            f"{_scores_table(runs['evaluate'])}\n\nBrackets hold the 95 % bootstrap confidence interval. BLEU "
+            "and chrF: higher is better; TER: lower is better."
+        )
+    else:
+        does, use = f"A language model: scores `{getattr(languages, side)}` text", "score MODEL INPUT"
+        scores = f"{_perplexity_table(trained)}\n\nLower is better. Pieces count the end of the sentence."
     sections = [
-        f"# {recipe.name}\n\nTranslates `{source}` to `{target}`. Trained by Seqloom on {trained.started_at[:10]}.",
-        "## Use\n\n```\nseqloom translate MODEL INPUT OUTPUT\n```\n\nMODEL is this folder; INPUT is UTF-8 text, one "
-        "sentence a line.",
+        f"# {recipe.name}\n\n{does}. Trained by Seqloom on {trained.started_at[:10]}.",
+        f"## Use\n\n```\nseqloom {use}\n```\n\nMODEL is this folder; INPUT is UTF-8 text, one sentence a line.",
         f"## Model\n\n{_model_table(recipe, runs)}",
-        f"## Scores\n\n{_scores_table(runs['evaluate'])}\n\nBrackets hold the 95 % bootstrap confidence interval. BLEU "
-        "and chrF: higher is better; TER: lower is better.",
+        f"## Scores\n\n{scores}",
         f"## Data\n\n{_data_table(recipe, runs['clean'])}\n\nNo licence of this model is stated here: it follows from "
         "those of its data.",
         f"## Limits\n\n{_limits(recipe)}",
@@ -223,6 +266,7 @@ def model_card(recipe: Recipe, runs: Mapping[str, StageRun]) -> str:
 def _model_table(recipe: Recipe, runs: Mapping[str, StageRun]) -> str:
     table, counters = recipe.model_table(), runs["train"].manifest.counters
     differing = table.model_dump(mode="json", exclude_defaults=True, exclude={"architecture"})
+    differing |= {key: PurePosixPath(path).name for key, path in table.vectors().items()}  # not where they lie
     facts = {
         "Architecture": table.architecture,
         "Beside the defaults": ", ".join(f"{key}: {value}" for key, value in differing.items()) or "none",
@@ -231,10 +275,13 @@ def _model_table(recipe: Recipe, runs: Mapping[str, StageRun]) -> str:
         + (", joint" if recipe.tokenizer.joint else " for each language"),
         "Training": f"{counters['updates']:,} updates, {counters['epochs']} epochs, {counters['train_rows']:,} rows; "
         f"stopped by {counters['stopped']}; published: update {counters['best_update']:,}",
-        "Best on dev": f"BLEU {counters['best_bleu']:.2f}, loss {counters['best_loss']:.4f}",
-        "Search": f"{recipe.translate.method}, beam {recipe.translate.beam_size}, "
-        f"length penalty {recipe.translate.length_penalty:g}",
+        "Best on dev": f"{best_on_dev(counters)}, loss {counters['best_loss']:.4f}",
     }
+    if table.has_source:
+        facts["Search"] = (
+            f"{recipe.translate.method}, beam {recipe.translate.beam_size}, "
+            f"length penalty {recipe.translate.length_penalty:g}"
+        )
     return _markdown(["", ""], [[name, fact] for name, fact in facts.items()])
 
 
@@ -246,6 +293,15 @@ def _scores_table(evaluated: StageRun) -> str:
             interval = f"{figures['score']:.2f} [{low:.2f}, {high:.2f}]"
             rows.append([test, f"{result['rows']:,}", metric, interval, f"`{figures['signature']}`"])
     return _markdown(["Test set", "Rows", "Metric", "Score", "Signature"], rows)
+
+
+def _perplexity_table(trained: Manifest) -> str:
+    counters = trained.counters
+    per_character = counters["best_perplexity_per_character"]
+    figures = [f"{counters['best_perplexity']:.4f}", "none" if per_character is None else f"{per_character:.4f}"]
+    return _markdown(
+        ["Set", "Rows", "Perplexity per piece", "Per character"], [["dev", f"{counters['dev_rows']:,}", *figures]]
+    )
 
 
 def _data_table(recipe: Recipe, cleaned: StageRun) -> str:
@@ -260,9 +316,13 @@ def _data_table(recipe: Recipe, cleaned: StageRun) -> str:
 
 def _limits(recipe: Recipe) -> str:
     corpora = ", ".join(corpus.name for corpus in recipe.corpora.train)
-    return (
+    limits = (
         f"- It has seen the kind of text in {corpora}, and does worse on any other.\n"
         f"- Rows of more than {recipe.train.max_pieces} pieces were left out of training: expect less of them.\n"
+    )
+    if not recipe.translates():
+        return limits + "- A score says how usual a text is to it, not whether the text is right or true."
+    return limits + (
         f"- A translation ends after {recipe.translate.max_length_factor:g} times the source's pieces and "
         f"{recipe.translate.max_length_offset} more.\n"
         "- It translates sentence by sentence, and may leave out or invent content: have a person read what matters."

@@ -119,7 +119,7 @@ def _tiles(runs: Mapping[str, StageRun]) -> list[dict[str, str]]:
         counters = manifest.counters
         note = f"{_count(counters['updates'])} updates, {_count(counters['epochs'])} epochs"
         tiles.append({"label": "Training", "value": _duration(manifest.seconds), "note": note})
-        note = f"best on dev: BLEU {counters['best_bleu']:.2f} at update {_count(counters['best_update'])}"
+        note = f"best on dev: {summary.best_on_dev(counters)} at update {_count(counters['best_update'])}"
         tiles.append({"label": "Parameters", "value": _short(counters["parameters"]), "note": note})
     return tiles
 
@@ -282,9 +282,10 @@ def _curves(run: StageRun) -> dict[str, Any]:
     if not train or not validations:
         return {"none": f"{path} holds {len(train)} lines of training and {len(validations)} of validation"}
     best = run.manifest.counters["best_update"]
-    return {
-        "items": [Markup(charts.loss_curves(train, validations, best)), Markup(charts.bleu_curve(validations, best))]
-    }
+    curves = [Markup(charts.loss_curves(train, validations, best))]
+    if "bleu" in validations[0]:  # not of a language model
+        curves.append(Markup(charts.bleu_curve(validations, best)))
+    return {"items": curves}
 
 
 def _training(run: StageRun) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 ├── stages/                 the stages' folders, shared by all recipes
 └── <recipe name>/
     ├── manifest.json       the run: resolved recipe and profile, each stage's folder, scores, the gate's answer
-    ├── scores.json         as of the stage evaluate
+    ├── scores.json         as of the stage evaluate, where the recipe has it
     ├── report.html         one page about data, training and result
     ├── model -> models/... the published model, where the gate let it pass
     └── stages/<stage>      links to the stages' folders
@@ -91,10 +91,13 @@ class RunFolder:
         manifest = read_manifest(link)
         return None if manifest is None else StageRun(link.resolve(), manifest, reused=True)
 
-    def write(self, manifest: RunManifest, evaluated: StageRun) -> None:
-        """Write scores.json, and manifest.json last."""
-        with replacing(self.scores) as temporary:
-            shutil.copyfile(evaluated.folder / "scores.json", temporary)
+    def write(self, manifest: RunManifest, evaluated: StageRun | None) -> None:
+        """Write scores.json, where anything was evaluated, and manifest.json last."""
+        if evaluated is None:
+            self.scores.unlink(missing_ok=True)  # of the recipe when it had another model
+        else:
+            with replacing(self.scores) as temporary:
+                shutil.copyfile(evaluated.folder / "scores.json", temporary)
         write_atomically(self.manifest, manifest.model_dump_json(indent=1) + "\n")
 
     def read(self) -> RunManifest:

@@ -40,10 +40,17 @@ STAGES: tuple[Stage, ...] = (
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 # Only where the recipe has `clean.quality`.
 RATING_STAGES = frozenset({"fit_quality", "rate"})
+# Only where the recipe's model translates: that of a language model ends with training.
+TRANSLATION_STAGES = frozenset({"translate", "evaluate"})
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """Return the stages that a recipe has, in their order."""
+    translates = recipe.translates()
+    return tuple(stage for stage in _of_any_model(recipe) if translates or stage.name not in TRANSLATION_STAGES)
+
+
+def _of_any_model(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if recipe.clean.quality is not None or stage.name not in RATING_STAGES)
 
 
@@ -74,11 +81,19 @@ def run_up_to(
     """Return the finished stage of a name and all that it needs, in order; what is finished and unchanged is reused.
 
     A stage in `given` is taken as it is, and what only it would need does not run. `use_ray=False` trains and
-    translates in this process, without Ray. Raises InputError as the stages do, and WouldRun inside `planning()`.
+    translates in this process, without Ray. Raises InputError as the stages do, and for a stage that a recipe of a
+    language model has not; and WouldRun inside `planning()`.
     """
     runs = dict(given or {})
     needed = _needed(name, runs)
-    for stage in stages_of(recipe):
+    # Asked where training is to be done alone: to know it torch is imported, which no other stage's process needs.
+    if name in TRANSLATION_STAGES and "train" in needed and not recipe.translates():
+        raise InputError(
+            "the recipe's model is a language model, which translates nothing",
+            where=f"stage {name}",
+            remedy="Its last stage is train; score texts with it by `seqloom score`",
+        )
+    for stage in _of_any_model(recipe):
         if stage.name in needed:
             runs[stage.name] = _run(stage.name, recipe, profile, stages_root(workdir), runs, use_ray=use_ray)
     return runs

@@ -125,6 +125,13 @@ def translations(cleaned: StageRun, translated: StageRun, count: int) -> list[Tr
     return [Translation(test.name, test.sources[i], test.references[i], hypotheses[i]) for i in chosen]
 
 
+def best_on_dev(counters: Mapping[str, Any]) -> str:
+    """Return what training's best weights reached on dev, from its counters: BLEU, or a language model's perplexity."""
+    if "best_bleu" in counters:
+        return f"BLEU {counters['best_bleu']:.2f}"
+    return f"perplexity {counters['best_perplexity']:.2f}"
+
+
 _METRICS = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 DEFAULT = "recurrent"
 ARCHITECTURES = {
     "recurrent": "nmt.model.recurrent",
+    "transformer": "nmt.model.transformer",
+    "convolutional": "nmt.model.convolutional",
+    "recurrent_lm": "nmt.model.language_model",
 }
 
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nmt.config import TrainConfig
+from nmt.config import Side, TrainConfig
+from pipelines.shards import ShardColumns
 from pipelines.tokenizer import BOS_ID, PAD_ID
 
 Rows = npt.NDArray[np.int64]
@@ -99,6 +100,20 @@ def collate(encoded: EncodedRows, rows: Rows) -> MicroBatch:
     target, target_lengths = padded(encoded.targets(rows))
     previous = torch.cat([torch.full((len(rows), 1), BOS_ID), target[:, :-1]], dim=1)
     return MicroBatch(src, src_lengths, previous, target, target_lengths)
+
+
+def one_sided(columns: ShardColumns, side: Side | None) -> ShardColumns:
+    """Return rows whose target is that side of these, and whose source has no piece: what a language model reads.
+
+    So all else counts and pads that side only. For None the rows come back as they are.
+    """
+    if side is None:
+        return columns
+    if side == "source":
+        pieces, offsets = columns.src, columns.src_offsets
+    else:
+        pieces, offsets = columns.tgt, columns.tgt_offsets
+    return ShardColumns(columns.row_id, pieces[:0], np.zeros_like(offsets), pieces, offsets)
 
 
 def padded(rows: Sequence[npt.NDArray[np.int32]]) -> tuple[Tensor, Tensor]:

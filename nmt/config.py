@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.config import Table
+from pipelines.errors import InputError
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Side = Literal["source", "target"]
+VECTOR_KEYS = ("source_vectors", "target_vectors")
 
 
 class ModelTable(Table):
@@ -17,12 +20,43 @@ class ModelTable(Table):
     Sizes are in units, dropout rates are probabilities of zeroing.
     """
 
+    has_source: ClassVar[bool] = True  # False of a language model, which reads one side alone and translates nothing
+
     architecture: str
     embedding_dim: int = Field(default=256, ge=1)
     dropout: Probability = 0.3  # where it acts, each architecture says
     word_dropout: Probability = 0.0  # of whole pieces, source and target
     tie_target_embeddings: bool = True  # the output layer's weight is the target embedding
     share_embeddings: bool = True  # source and target; needs a joint tokeniser
+    # Files of vectors of words, of embedding_dim components: word2vec (text or binary) or fastText's .vec, plain or
+    # compressed. The embeddings begin with them, see `nmt/pretrained.py`; of a shared table the source's come first.
+    source_vectors: str | None = None
+    target_vectors: str | None = None
+    # In how many first updates the tables that begin with vectors stay exactly as they are; always: in all. A tied
+    # output layer has the target table as its weight, so that it stays too.
+    freeze_embeddings_updates: Annotated[int, Field(ge=0)] | Literal["always"] = 0
+
+    @model_validator(mode="after")
+    def _freezing_has_vectors(self) -> Self:
+        if self.freeze_embeddings_updates != 0 and not self.vectors():
+            raise ValueError(
+                "freeze_embeddings_updates keeps tables that begin with vectors: set source_vectors or target_vectors, "
+                "or leave it at 0"
+            )
+        return self
+
+    def only_side(self) -> Side | None:
+        """Return the side of the corpora that a language model reads; None of a model that translates."""
+        return None
+
+    def vectors(self) -> dict[str, str]:
+        """Return the paths of the files of vectors, by their keys; of what there is, the source's first."""
+        paths = {key: getattr(self, key) for key in VECTOR_KEYS}
+        return {key: path for key, path in paths.items() if path is not None}
+
+    def without_vectors(self) -> Self:
+        """Return the table of the same model once it is trained: it needs no file to begin with."""
+        return self.model_copy(update={**dict.fromkeys(VECTOR_KEYS), "freeze_embeddings_updates": 0})
 
 
 class TrainConfig(Table):
@@ -54,6 +88,16 @@ class TrainConfig(Table):
     log_updates: int = Field(default=20, ge=1)  # between two lines of metrics.jsonl
 
 
+def check_stopping(model: ModelTable, train: TrainConfig) -> None:
+    """Raise InputError where training would stop by the BLEU of a model that translates nothing."""
+    if not model.has_source and train.early_stopping_metric == "bleu":
+        raise InputError(
+            "a language model translates nothing, so that it has no BLEU to stop by",
+            where="train.early_stopping_metric",
+            remedy="Set train.early_stopping_metric: loss",
+        )
+
+
 class TranslateConfig(Table):
     """Search. Hypotheses are ranked by log probability / length^length_penalty."""
 
@@ -67,6 +111,14 @@ class TranslateConfig(Table):
     rows_per_shard: int = Field(default=500, ge=1)  # of work: what an actor takes, and a restart does again
     precision: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
+
+
+class ScoreConfig(Table):
+    """Log probabilities of lines. Pieces count the end of the sentence."""
+
+    max_pieces: int = Field(default=1000, ge=1)  # a longer line, on either side, has no score and is named
+    batch_tokens: int = Field(default=2048, ge=1)  # padded pieces of the longer side in a batch
+    lines_at_once: int = Field(default=10_000, ge=1)  # of which those of like length make a batch
 
 
 class EvaluateConfig(Table):

@@ -21,8 +21,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from nmt.batches import Lengths, Rows, plan_epoch
-from nmt.config import TrainConfig
+from nmt.batches import Lengths, Rows, one_sided, plan_epoch
+from nmt.config import Side, TrainConfig
 from pipelines.config import AugmentConfig
 from pipelines.epoch_rows import EpochConfig, ShardRows, held_rows, read_answer, tag_ids, trainable_rows
 from pipelines.errors import InputError
@@ -68,7 +68,8 @@ class Epochs:
     """Prepares epochs, each the same whenever and wherever it is prepared. Closed at the end of a `with` block.
 
     `folder` holds the shards of train, and `shards` are its rows; `weights` are those of corpora, 1 where not named;
-    `helpers` is how many processes change rows, where any are to be changed.
+    `helpers` is how many processes change rows, where any are to be changed; with a `side` epochs hold that one alone,
+    see `one_sided`.
     Raises InputError when no row is short enough, when the weights leave the first epoch without a row, when a tag is
     not one piece of the tokeniser, or when there is no text for `augment` to change.
     """
@@ -83,8 +84,9 @@ class Epochs:
         tokenizer: Path,
         *,
         helpers: int = 1,
+        side: Side | None = None,
     ) -> None:
-        self._config, self._shards = config, shards
+        self._config, self._side, self._shards = config, side, one_sided(shards, side)
         self._epoch_config = EpochConfig(
             seed=config.seed,
             max_pieces=config.max_pieces,
@@ -167,6 +169,7 @@ class Epochs:
         return self._planned(number, np.concatenate(rows), made, sum(answer.stayed for answer in answers))
 
     def _planned(self, number: int, rows: Rows, made: ShardColumns, stayed: int) -> Epoch:
+        made = one_sided(made, self._side)
         src_lengths = np.concatenate([self._shards.src_lengths(), made.src_lengths()])
         tgt_lengths = np.concatenate([self._shards.tgt_lengths(), made.tgt_lengths()])
         updates = plan_epoch(self._config, number, src_lengths, tgt_lengths, rows)

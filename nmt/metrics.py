@@ -125,8 +125,9 @@ def train_line(record: dict[str, Any]) -> str:
 
 def validation_line(record: dict[str, Any]) -> str:
     """Return a line for people of a record of validation."""
+    bleu = f"BLEU {record['bleu']:.2f}  " if "bleu" in record else ""  # of a language model there is none
     return (
         f"validation at update {record['update']:,}, end of epoch {record['epoch'] + 1}:  loss {record['loss']:.3f}  "
-        f"perplexity {record['perplexity']:.2f}  BLEU {record['bleu']:.2f}  "
+        f"perplexity {record['perplexity']:.2f}  {bleu}"
         f"({record['seconds']:.0f} s{', best so far' if record['best'] else ''})"
     )

@@ -9,6 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from nmt.config import TrainConfig
+from nmt.model.seq2seq import Seq2Seq
+
+
+def pretrained_tables(model: Seq2Seq) -> list[nn.Parameter]:
+    """Return the embedding tables that began with vectors of words, a shared one once."""
+    sides = {"source_vectors": "source_embedding", "target_vectors": "target_embedding"}
+    tables: list[nn.Parameter] = [getattr(model, sides[key]).table.weight for key in model.config.vectors()]
+    return list(dict.fromkeys(tables))
+
+
+def trained_parameters(model: Seq2Seq) -> list[nn.Parameter]:
+    """Return the parameters that training changes: all but tables that `freeze_embeddings_updates` keeps for always.
+
+    From now on those have no gradient.
+    """
+    if model.config.freeze_embeddings_updates == "always":
+        for table in pretrained_tables(model):
+            table.requires_grad_(False)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

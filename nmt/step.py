@@ -17,9 +17,10 @@ from torch import nn
 
 from nmt.batches import MicroBatch
 from nmt.config import TrainConfig
+from nmt.model.batch_norm import BatchNorm
 from nmt.model.seq2seq import Seq2Seq
 from nmt.objectives.supervised import supervised
-from nmt.optim import Averages, clip_by_norm
+from nmt.optim import Averages, clip_by_norm, pretrained_tables
 
 
 class World(NamedTuple):
@@ -41,18 +42,35 @@ class UpdateFigures(NamedTuple):
 class FlatGradients:
     """All gradients in one buffer, of which each parameter's `.grad` is a view: one sum over the workers is one call.
 
-    The last two numbers of the buffer carry the loss and the nll, so that they cost no call of their own.
+    The numbers behind the gradients carry the loss, the nll and what batch norms collect, so that they cost no call of
+    their own.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], collecting: Sequence[BatchNorm] = ()) -> None:
         first = parameters[0]
         size = sum(parameter.numel() for parameter in parameters)
-        self.buffer = torch.zeros(size + 2, dtype=first.dtype, device=first.device)
-        self.gradients, self.figures = self.buffer[:size], self.buffer[size:]
+        collected = sum(module.collected.numel() for module in collecting)
+        self.buffer = torch.zeros(size + 2 + collected, dtype=first.dtype, device=first.device)
+        self.gradients, self.figures = self.buffer[:size], self.buffer[size : size + 2]
+        self.collecting = collecting
         offset = 0
         for parameter in parameters:
             parameter.grad = self.gradients[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
+        offset = size + 2
+        for module in collecting:
+            module.collected = self.buffer[offset : offset + module.collected.numel()]
+            offset += module.collected.numel()
+        self._views = {id(parameter): parameter.grad for parameter in parameters}
+
+    def hold(self, parameters: Sequence[nn.Parameter], held: bool) -> None:
+        """Take the gradient of some parameters away, so that their part stays zero and no optimiser sees them; or back.
+
+        An optimiser keeps neither moments nor a count of updates for a parameter that has never had a gradient.
+        """
+        for parameter in parameters:
+            parameter.requires_grad_(not held)
+            parameter.grad = None if held else self._views[id(parameter)]
 
 
 def noise_seed(seed: int, update: int, microbatch: int) -> int:
@@ -88,6 +106,8 @@ def train_step(
     Raises FloatingPointError when the loss or the gradient is not finite: the weights are then as they were.
     """
     flat.buffer.zero_()
+    if isinstance(frozen := model.config.freeze_embeddings_updates, int) and frozen:
+        flat.hold(pretrained_tables(model), update < frozen)
     generator = torch.Generator(world.device)
     for number, batch in microbatches:
         generator.manual_seed(noise_seed(config.seed, update, number))
@@ -105,6 +125,8 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
+    for module in flat.collecting:
+        module.move()
     if averages is not None:
         averages.update(update + 1)
     return UpdateFigures(loss_value, nll_value, norm)

@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from nmt.allocation import keep_freed_memory
 from nmt.architectures import ModelConfig, build_model
-from nmt.batches import Rows, collate, target_tokens
+from nmt.batches import Rows, collate, one_sided, target_tokens
 from nmt.checkpoint import (
     CheckpointConfig,
     TrainState,
@@ -41,16 +42,20 @@ from nmt.checkpoint import (
     save_training,
     training_checkpoints,
 )
-from nmt.config import ModelTable, RayConfig, TrainConfig
+from nmt.config import VECTOR_KEYS, ModelTable, RayConfig, TrainConfig, check_stopping
 from nmt.epochs import Epoch, Epochs
 from nmt.evaluate import corpus_bleu
 from nmt.metrics import METRICS_FILE, MetricsWriter, progress_logged
+from nmt.model.batch_norm import collectors
+from nmt.model.flops import described, without_weights
 from nmt.model.seq2seq import Seq2Seq
-from nmt.optim import Averages, learning_rate, make_optimizer
+from nmt.optim import Averages, learning_rate, make_optimizer, trained_parameters
+from nmt.pretrained import COVERAGE_FILE, ROWS_FILE, begin_with_vectors, prepare, read_coverage
 from nmt.ray_session import ray_session
 from nmt.step import FlatGradients, UpdateFigures, World, train_step
-from nmt.validation import score_rows
+from nmt.validation import describe_dev, score_rows
 from pipelines.config import AugmentConfig
+from pipelines.files import sha256_of
 from pipelines.shards import ShardColumns, read_shards
 from pipelines.stage import StageResult, StageRun, run_stage
 from pipelines.tokenizer import Tokenizer
@@ -95,15 +100,17 @@ def train(
     """Return the finished training stage, continuing from its newest checkpoint where a run was interrupted.
 
     `weights` has how often an epoch sees a row of a corpus, by its name; 1 where it is not named.
-    Raises InputError when shards, checkpoint and tokeniser do not belong together, or as `Epochs` does.
+    A language model is trained on its side alone. Raises InputError when shards, checkpoint and tokeniser do not belong
+    together, or as `Epochs` and `check_stopping` do.
     """
+    check_stopping(model, config)
     augment = augment or AugmentConfig()
     weights = {name: weight for name, weight in (weights or {}).items() if weight != 1.0}
     inputs = {
         "encoded": encoded.manifest.digest(),
         "cleaned": cleaned.manifest.digest(),
         "tokenizer": tokenizer.manifest.digest(),
-    }
+    } | {key: sha256_of(path) for key, path in model.vectors().items()}
 
     def body(folder: Path) -> StageResult:
         job = TrainJob(
@@ -119,16 +126,18 @@ def train(
             weights=weights,
         )
         num_rows, too_long = _check(job)
+        _log_model(job)
         with progress_logged(folder / METRICS_FILE):
             if use_ray:
                 _train_with_ray(job, ray)
             else:
                 device = torch.device("cuda" if ray.use_gpu else "cpu")
                 train_loop(job, World(0, 1, device))
-        return _finished(folder, num_rows, too_long, ray.num_workers if use_ray else 1)
+        return _finished(job, num_rows, too_long, ray.num_workers if use_ray else 1)
 
     settings: dict[str, Any] = {
-        "model": model.model_dump(mode="json"),
+        # Where files of vectors lie decides nothing: what they hold is among the inputs.
+        "model": model.model_dump(mode="json", exclude=set(VECTOR_KEYS)),
         "train": config.model_dump(mode="json"),
         "bleu_tokenize": bleu_tokenize,
     }
@@ -141,19 +150,33 @@ def train(
 
 
 def _check(job: TrainJob) -> tuple[int, int]:
-    """Return the rows to train on and those that are too long; raise what is the user's to mend before a start."""
+    """Return the rows to train on and those that are too long; raise what is the user's to mend before a start.
+
+    Files of vectors are read here, once for all workers, where there is no checkpoint to continue from.
+    """
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     shards = read_shards(Path(job.shards) / "train", tokenizer.digest)
     with _epochs(job, shards) as epochs:
         num_rows = len(epochs.trainable)
-    for checkpoint in training_checkpoints(Path(job.folder) / "checkpoints")[-1:]:
+    newest = training_checkpoints(Path(job.folder) / "checkpoints")[-1:]
+    for checkpoint in newest:
         load_config(checkpoint, tokenizer=tokenizer.digest)
+    if job.model.vectors() and not newest:
+        prepare(job.model, tokenizer, shards, Path(job.folder))
     return num_rows, len(shards) - num_rows
+
+
+def _log_model(job: TrainJob) -> None:
+    """Log the number, names and shapes of the model's parameters, once for all workers."""
+    tokenizer = Tokenizer.load(Path(job.tokenizer))
+    model = without_weights(lambda: build_model(job.model, tokenizer.source_size, tokenizer.target_size))
+    log.info("%s: %s", job.model.architecture, described(model))
 
 
 def _epochs(job: TrainJob, shards: ShardColumns) -> Epochs:
     folder, tokenizer = Path(job.shards) / "train", Path(job.tokenizer)
-    return Epochs(job.train, job.augment, job.weights, folder, shards, tokenizer, helpers=job.threads)
+    side = job.model.only_side()
+    return Epochs(job.train, job.augment, job.weights, folder, shards, tokenizer, helpers=job.threads, side=side)
 
 
 # The thin carrier
@@ -225,6 +248,8 @@ def train_loop(job: TrainJob, world: World) -> None:
     # oneDNN keeps what it has made for each shape, of which length buckets give hundreds. Its bound is 1024: with 64
     # a worker had 1.5 GB in place of 2.3 GB after 200 updates on captions, at 98 % of the speed. Read at first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    if world.device.type == "cpu":
+        keep_freed_memory()
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # what collectives of Python objects go through
     torch.set_num_threads(job.threads)
@@ -282,15 +307,18 @@ def _train(run: _Run, epochs: Epochs) -> None:
 def _start(job: TrainJob, world: World) -> _Run:
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     folder, shards = Path(job.folder), Path(job.shards)
-    model = build_model(job.model, tokenizer.source_size, tokenizer.target_size, seed=job.train.seed).to(world.device)
-    optimizer = make_optimizer(job.train, model.parameters())
-    averages = Averages(model.parameters(), job.train.ema_decay) if job.train.ema_decay > 0.0 else None
-    state = TrainState()
+    model = build_model(job.model, tokenizer.source_size, tokenizer.target_size, seed=job.train.seed)
     newest = training_checkpoints(folder / "checkpoints")[-1:]
+    if job.model.vectors() and not newest:
+        begin_with_vectors(model, folder)
+    trained = trained_parameters(model.to(world.device))
+    optimizer = make_optimizer(job.train, trained)
+    averages = Averages(trained, job.train.ema_decay) if job.train.ema_decay > 0.0 else None
+    state = TrainState()
     for checkpoint in newest:
         state = load_training(checkpoint, model, optimizer, averages, tokenizer.digest)
         log.info("continuing from %s", checkpoint)
-    dev = read_shards(shards / "dev", tokenizer.digest)
+    dev = one_sided(read_shards(shards / "dev", tokenizer.digest), job.model.only_side())
     # Only the checkpoint behind a validation is at the start of an epoch, or the last.
     validated = state.updates_of_epoch == 0 or state.stopped is not None
     return _Run(
@@ -299,10 +327,10 @@ def _start(job: TrainJob, world: World) -> _Run:
         tokenizer=tokenizer,
         train=read_shards(shards / "train", tokenizer.digest),
         dev=dev,
-        references=_references(Path(job.references), dev),
+        references=_references(Path(job.references), dev) if job.model.has_source else [],
         model=model,
         optimizer=optimizer,
-        flat=FlatGradients(list(model.parameters())),
+        flat=FlatGradients(trained, collectors(model)),
         averages=averages,
         state=state,
         metrics=MetricsWriter(folder, state.update, validated=validated) if world.rank == 0 else None,
@@ -385,7 +413,7 @@ def _write(run: _Run, record: dict[str, Any]) -> None:
 
 def _checkpoint_config(run: _Run) -> CheckpointConfig:
     return CheckpointConfig(
-        model=run.job.model,
+        model=run.job.model.without_vectors(),
         source_size=run.tokenizer.source_size,
         target_size=run.tokenizer.target_size,
         tokenizer=run.tokenizer.digest,
@@ -415,13 +443,18 @@ def _best_folder(checkpoints: Path, update: int) -> Path:
 
 
 def _validate(run: _Run) -> None:
-    """Score the (averaged) weights on dev by loss and by BLEU of real translations; keep them if they are the best."""
+    """Score the (averaged) weights on dev by loss and by BLEU of real translations; keep them if they are the best.
+
+    Of a language model there is the loss alone.
+    """
     started = time.monotonic()
     with _averaged(run):
         loss, translations = score_rows(run.model, run.dev, run.tokenizer, run.job.train, run.world)
-        bleu = corpus_bleu(translations, run.references, run.job.bleu_tokenize)
-        dev = {"loss": loss, "bleu": bleu}
-        metric = bleu if run.job.train.early_stopping_metric == "bleu" else -loss
+        bleu = {}
+        if run.model.config.has_source:
+            bleu = {"bleu": corpus_bleu(translations, run.references, run.job.bleu_tokenize)}
+        dev = {"loss": loss, **bleu}
+        metric = dev["bleu"] if run.job.train.early_stopping_metric == "bleu" else -loss
         best = run.state.best_metric is None or metric > run.state.best_metric
         if best:
             run.state = run.state.model_copy(
@@ -445,7 +478,7 @@ def _validate(run: _Run) -> None:
         "epoch": run.state.epoch,
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "bleu": bleu,
+        **bleu,
         "best": best,
         "seconds": round(time.monotonic() - started, 3),
         "samples": [
@@ -471,7 +504,8 @@ def _averaged(run: _Run) -> Iterator[None]:
 # The end
 
 
-def _finished(folder: Path, num_rows: int, too_long: int, num_workers: int) -> StageResult:
+def _finished(job: TrainJob, num_rows: int, too_long: int, num_workers: int) -> StageResult:
+    folder = Path(job.folder)
     newest = training_checkpoints(folder / "checkpoints")[-1]
     state = TrainState.model_validate_json((newest / "state.json").read_text(encoding="utf-8"))
     if state.stopped is None:
@@ -486,8 +520,7 @@ def _finished(folder: Path, num_rows: int, too_long: int, num_workers: int) -> S
         "updates": state.update,
         "epochs": state.epoch,
         "best_update": state.best_update,
-        "best_bleu": state.best_dev["bleu"],
-        "best_loss": state.best_dev["loss"],
+        **{f"best_{name}": state.best_dev[name] for name in ("bleu", "loss") if name in state.best_dev},
         "parameters": model.num_parameters(),
         "train_rows": num_rows,
         "rows_too_long": too_long,
@@ -496,4 +529,10 @@ def _finished(folder: Path, num_rows: int, too_long: int, num_workers: int) -> S
         "num_workers": num_workers,
         "stopped": state.stopped,
     }
+    if (side := job.model.only_side()) is not None:
+        dev = one_sided(read_shards(Path(job.shards) / "dev"), side)
+        counters |= describe_dev(state.best_dev["loss"], dev, Path(job.references), side)
+    if (folder / COVERAGE_FILE).exists():
+        counters["embedding_coverage"] = {table: found.model_dump() for table, found in read_coverage(folder).items()}
+        (folder / ROWS_FILE).unlink(missing_ok=True)
     return StageResult(["best/config.json", "best/model.safetensors", METRICS_FILE], counters)

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from nmt.checkpoint import load_config
 from nmt.config import RayConfig, TranslateConfig
 from nmt.evaluate import EvaluationSet, hypotheses_path, read_tests
 from nmt.published import load_published
@@ -80,11 +81,8 @@ def translate(
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise InputError(faults, where="--set translate", remedy="See `seqloom schema`") from error
-    _check_input(source)
-    if output.is_dir():
-        raise InputError("is a folder", where=str(output), remedy="Give the path of a file to write")
-    if not output.parent.is_dir():
-        raise InputError("no such folder", where=str(output.parent), remedy="Make it first")
+    check_input(source)
+    check_output(output)
     translator = _translator(
         published.checkpoint,
         published.tokenizer,
@@ -99,7 +97,7 @@ def translate(
     if work.exists() and _work_key(work) != key:
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
-    inputs = _cut(_read_lines(source), work, config.rows_per_shard)
+    inputs = _cut(decoded_lines(source), work, config.rows_per_shard)
     write_atomically(work / "key", key)
     _run(inputs, translator, ray, use_ray=use_ray)
     rows, errors = _joined(inputs, output)
@@ -178,6 +176,12 @@ def _translator(
     config: TranslateConfig,
     ray: RayConfig,
 ) -> TranslatorConfig:
+    if not load_config(checkpoint).model.has_source:
+        raise InputError(
+            "a language model translates nothing",
+            where=str(checkpoint),
+            remedy="Score texts with it, by `seqloom score`, or give a translation model",
+        )
     return TranslatorConfig(
         checkpoint=str(checkpoint.resolve()),
         tokenizer=str(tokenizer.resolve()),
@@ -192,11 +196,20 @@ def _translator(
 # Text to shards of work
 
 
-def _check_input(source: Path) -> None:
+def check_input(source: Path) -> None:
+    """Raise InputError where there is no text to read."""
     if not source.is_file():
         raise InputError("no such file", where=str(source), remedy="Give a text file, plain or .gz")
     if source.stat().st_size == 0:
         raise InputError("the file is empty", where=str(source), remedy="Give a text file with a line a sentence")
+
+
+def check_output(output: Path) -> None:
+    """Raise InputError where no file can be written."""
+    if output.is_dir():
+        raise InputError("is a folder", where=str(output), remedy="Give the path of a file to write")
+    if not output.parent.is_dir():
+        raise InputError("no such folder", where=str(output.parent), remedy="Make it first")
 
 
 def _work_key(work: Path) -> str | None:
@@ -204,7 +217,7 @@ def _work_key(work: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
-def _read_lines(source: Path) -> Iterator[tuple[str, str | None]]:
+def decoded_lines(source: Path) -> Iterator[tuple[str, str | None]]:
     """Yield each line, without its end, and None or why it cannot be decoded. Only a line feed ends a line."""
     with opened(source) as file:
         for number, line in enumerate(file):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from nmt.allocation import keep_freed_memory
 from nmt.batches import packed, padded
 from nmt.checkpoint import load_model
 from nmt.config import TranslateConfig
@@ -61,6 +62,8 @@ class Translator:
         torch.set_float32_matmul_precision(config.translate.matmul_precision)
         self.config = config
         self.device = torch.device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.tokenizer = Tokenizer.load(Path(config.tokenizer))
         model, _ = load_model(Path(config.checkpoint), tokenizer=self.tokenizer.digest)
         self.model = model.to(self.device)

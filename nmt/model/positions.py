@@ -1,20 +1,80 @@
-"""Positions of pieces, as vectors."""
+"""Positions of pieces: as vectors that are added, and as rotations of queries and keys.
+
+Shapes: B batch, T positions, N heads, D units of a head, E embedding_dim.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def sinusoids(num_positions: int, dim: int, device: torch.device) -> Tensor:
-    """Return sinusoidal positions [num_positions, dim] in float32: sines in the first half, cosines in the second.
+class Rotation(NamedTuple):
+    """Cosines and sines [T, 1, D / 2] of the angles by which each position's pairs of units are turned."""
+
+    cosines: Tensor
+    sines: Tensor
+
+
+def sinusoids(
+    num_positions: int, dim: int, device: torch.device, *, first: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return sinusoidal positions [num_positions, dim] from `first` on: sines in one half, cosines in the other.
 
     Wavelengths form a geometric progression from 2 pi to 10000 * 2 pi. `dim` must be even.
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5, with the halves side by side.
     """
-    half = dim // 2
-    rates = torch.exp(torch.arange(half, device=device) * (-math.log(10_000.0) / half))
-    angles = torch.arange(num_positions, device=device)[:, None] * rates[None, :]
+    angles = _angles(num_positions, dim, device, first, dtype)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def rotation(num_positions: int, dim: int, device: torch.device, *, first: int, dtype: torch.dtype) -> Rotation:
+    """Return the rotation of so many positions, from `first` on, for heads of `dim` units, which must be even.
+
+    Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.2.
+    """
+    angles = _angles(num_positions, dim, device, first, dtype)[:, None, :]
+    return Rotation(angles.cos(), angles.sin())
+
+
+def rotated(heads: Tensor, by: Rotation) -> Tensor:
+    """Return queries or keys [B, T, N, D], each pair of units turned by its position's angle.
+
+    Unit i makes a pair with unit i + D / 2, which is the paper's up to the order of units. So the product of a query
+    and a key depends on the difference of their positions alone. Source: Su et al. 2021, eq. 34.
+    """
+    first, second = heads.chunk(2, dim=-1)
+    cosines, sines = by.cosines.to(heads.dtype), by.sines.to(heads.dtype)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+
+
+class LearnedPositions(nn.Module):
+    """A table of position vectors, initialised from N(0, 1/E).
+
+    Source: Gehring et al. 2017, "Convolutional Sequence to Sequence Learning", section 3.1.
+    """
+
+    def __init__(self, max_positions: int, dim: int) -> None:
+        super().__init__()
+        self.max_positions = max_positions
+        self.table = nn.Parameter(torch.empty(max_positions, dim))
+        nn.init.normal_(self.table, std=dim**-0.5)
+
+    def forward(self, num_positions: int, first: int) -> Tensor:
+        """Return the vectors [num_positions, E] from position `first` on. Raises ValueError beyond max_positions."""
+        end = first + num_positions
+        if end > self.max_positions:
+            raise ValueError(
+                f"{end} positions, but the model has learned {self.max_positions}: "
+                "train with a larger max_positions, or keep sentences and translations shorter"
+            )
+        return self.table[first:end]
+
+
+def _angles(num_positions: int, dim: int, device: torch.device, first: int, dtype: torch.dtype) -> Tensor:
+    half = dim // 2
+    rates = torch.exp(torch.arange(half, device=device, dtype=dtype) * (-math.log(10_000.0) / half))
+    return torch.arange(first, first + num_positions, device=device, dtype=dtype)[:, None] * rates[None, :]

@@ -88,7 +88,8 @@ class Seq2Seq(nn.Module):
             )
         self.config = config
         self.target_size = target_size
-        self.source_embedding = Embedding(source_size, config.embedding_dim, PAD_ID)
+        if config.has_source:
+            self.source_embedding = Embedding(source_size, config.embedding_dim, PAD_ID)
         if config.share_embeddings:
             self.target_embedding = self.source_embedding
         else:
@@ -101,8 +102,14 @@ class Seq2Seq(nn.Module):
             nn.init.xavier_uniform_(self.output_weight)
 
     def encode(self, src: Tensor, src_lengths: Tensor, generator: torch.Generator | None = None) -> Encoded:
-        """Return the encoded batch of source ids [B, S], right-padded, with `src_lengths` [B] real pieces each."""
-        embedded = self.source_embedding(src, self.config.word_dropout, generator)
+        """Return the encoded batch of source ids [B, S], right-padded, with `src_lengths` [B] real pieces each.
+
+        A model without a source has no embedding of one: its encoder is given [B, S, 0], and sees the number of rows.
+        """
+        if self.config.has_source:
+            embedded = self.source_embedding(src, self.config.word_dropout, generator)
+        else:
+            embedded = self.output_bias.new_zeros(*src.shape, 0)
         encoded: Encoded = self.decoder.start(self.encoder(embedded, src_lengths, generator))  # type: ignore[operator]
         return encoded
 

@@ -1,71 +1,81 @@
-"""Time updates of training in one process, without Ray.
+"""Updates of Seqloom on given batches, timed: one process, or one of several workers, without Ray.
 
-    python tests/benchmarks/training_speed.py SHARDS --vocabulary 4000 [--updates 10] [--threads 1] [--tokens 2048]
+    python tests/benchmarks/training_speed.py BATCHES --system general [--precision bfloat16] [--threads 1]
 
-SHARDS is the folder `shards` of an encode stage. Prints, for each attention, with and without input feeding, in float32
-and in bfloat16: the median of target pieces per CPU-second over the updates, the first one left out.
+peers_training.py writes BATCHES and runs this for all systems. An update is what training does: nmt/step.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from pathlib import Path
+import os
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from step_timing import Padded, parser, prepare, read_batches, report, target_pieces, timed
 
-from nmt.architectures import build_model
-from nmt.batches import collate, plan_epoch, target_tokens
+from nmt.architectures import build_model, model_table
+from nmt.batches import MicroBatch
 from nmt.config import TrainConfig
-from nmt.model.recurrent_config import RecurrentConfig
 from nmt.optim import make_optimizer
 from nmt.step import FlatGradients, World, train_step
-from pipelines.epoch_rows import trainable_rows
-from pipelines.shards import ShardColumns, read_shards
+from pipelines.tokenizer import BOS_ID
 
-
-def pieces_per_cpu_second(
-    shards: ShardColumns, model_config: RecurrentConfig, config: TrainConfig, vocabulary: int, updates: int
-) -> float:
-    """Return the median over the updates but the first: target pieces, EOS counted, by process time."""
-    torch.set_float32_matmul_precision(config.matmul_precision)
-    src, tgt = shards.src_lengths(), shards.tgt_lengths()
-    plan = plan_epoch(config, 0, src, tgt, trainable_rows(src, tgt, config.max_pieces))
-    model = build_model(model_config, vocabulary, vocabulary)
-    parameters = list(model.parameters())
-    optimizer, flat = make_optimizer(config, parameters), FlatGradients(parameters)
-    rates = []
-    for number, update in enumerate(plan[: updates + 1]):
-        batches = [(i, collate(shards, rows)) for i, rows in enumerate(update)]
-        pieces, start = target_tokens(update, tgt), time.process_time()
-        train_step(
-            model, optimizer, flat, None, batches, config,
-            update=number, target_tokens=pieces, rate=1e-3, world=World(),
-        )  # fmt: skip
-        rates.append(pieces / (time.process_time() - start))
-    return statistics.median(rates[1:])
+_RECURRENT: dict[str, Any] = {"embedding_dim": 256, "hidden_dim": 512, "dropout": 0.3}
+SYSTEMS = {
+    "additive-feeding": {**_RECURRENT, "attention": "additive", "input_feeding": True},
+    "additive": {**_RECURRENT, "attention": "additive", "input_feeding": False},
+    "general-feeding": {**_RECURRENT, "attention": "general", "input_feeding": True},
+    "general": {**_RECURRENT, "attention": "general", "input_feeding": False},
+    "transformer": {
+        "architecture": "transformer", "embedding_dim": 256, "attention_heads": 4, "feed_forward_dim": 1024,
+        "encoder_layers": 3, "decoder_layers": 3, "dropout": 0.1,
+    },
+}  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", type=Path)
-    parser.add_argument("--vocabulary", type=int, required=True)
-    parser.add_argument("--updates", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=2048)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    shards = read_shards(options.shards / "train")
-    for precision in ("float32", "bfloat16"):
-        for attention in ("additive", "general"):
-            for feeding in (True, False):
-                model = RecurrentConfig.model_validate({"attention": attention, "input_feeding": feeding})
-                config = TrainConfig.model_validate(
-                    {"precision": precision, "matmul_precision": "medium", "microbatch_tokens": options.tokens}
-                )
-                rate = pieces_per_cpu_second(shards, model, config, options.vocabulary, options.updates)
-                print(f"{precision} {attention} input_feeding={feeding}: {rate:,.0f} target pieces per CPU-second")
+    arguments = parser(__doc__, list(SYSTEMS))
+    arguments.add_argument("--rank", type=int, default=0)
+    arguments.add_argument("--workers", type=int, default=1, help="of whom this process is the one of --rank")
+    arguments.add_argument("--store", help="a file that does not exist yet, through which the workers meet")
+    options = arguments.parse_args()
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # as in training, and read at first use
+    prepare(options)
+    if options.workers > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{options.store}", rank=options.rank, world_size=options.workers
+        )
+    vocabulary, updates = read_batches(options.batches)
+    world = World(options.rank, options.workers)
+    mine = [
+        [(i, as_microbatch(batch)) for i, batch in enumerate(update) if i % world.size == world.rank]
+        for update in updates
+    ]
+    tokens = [target_pieces(update) for update in updates]
+    model = build_model(model_table(SYSTEMS[options.system]), vocabulary, vocabulary)
+    config = TrainConfig(precision=options.precision, matmul_precision=options.matmul_precision)
+    parameters = list(model.parameters())
+    optimizer, flat = make_optimizer(config, parameters), FlatGradients(parameters)
+
+    def update(number: int) -> tuple[int, float]:
+        place = number % len(mine)
+        figures = train_step(
+            model, optimizer, flat, None, mine[place], config,
+            update=number, target_tokens=tokens[place], rate=config.learning_rate, world=world,
+        )  # fmt: skip
+        return tokens[place], figures.loss
+
+    report(timed(update, warmup=options.warmup, updates=options.updates), parameters)
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def as_microbatch(batch: Padded) -> MicroBatch:
+    """Return a micro-batch of the file as training's."""
+    bos = torch.full((len(batch.tgt), 1), BOS_ID)
+    previous = torch.cat([bos, batch.tgt[:, :-1]], dim=1)
+    return MicroBatch(batch.src, batch.src_lengths, previous, batch.tgt, batch.tgt_lengths)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.config import PublishConfig, Recipe
-from nmt.config import EvaluateConfig
+from nmt.config import EvaluateConfig, TrainConfig
 from nmt.evaluate import evaluate_tests
 from pipelines.config import CorporaConfig, CorpusConfig, LanguagesConfig
 from pipelines.corpus import ROW_ID_STRIDE
@@ -71,6 +72,38 @@ def small_recipe(**publish: float) -> Recipe:
     )
 
 
+def language_model_recipe() -> Recipe:
+    """Return the small recipe with a language model of the target side."""
+    return small_recipe().model_copy(
+        update={"model": {"architecture": "recurrent_lm"}, "train": TrainConfig(early_stopping_metric="loss")}
+    )
+
+
+def language_model_runs(
+    root: Path, *, perplexity: float = 12.0, tokenizer: bytes = b"model", dev: str = "d" * 64
+) -> dict[str, StageRun]:
+    """Return the runs of a language model's stages; each of its ten pieces on dev has two characters and a half."""
+    clean = _clean(root, SOURCES, REFERENCES, WATERFALL)
+    fitted = _run(root, "fit_tokenizer", {}, {"tokenizer.json": b"{}", "joint.model": tokenizer}, {})
+    encoded = _run(root, "encode", {}, {}, {"dev": _SPLIT})
+    loss = math.log(perplexity)
+    lines = [{"kind": "train", "update": 10, "epoch": 0, "loss": loss + 1.0}]
+    lines += [{"kind": "validation", "update": n, "loss": loss + 30 / n - 0.1, "samples": []} for n in (100, 300)]
+    metrics = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    files = {"best/config.json": b"{}", "best/model.safetensors": str(perplexity).encode(), "metrics.jsonl": metrics}
+    counters = {name: value for name, value in _TRAINING.items() if name != "best_bleu"} | {
+        "best_loss": loss,
+        "best_perplexity": perplexity,
+        "best_perplexity_per_character": math.exp(loss / 2.5),
+        "dev_rows": 5,
+        "dev_pieces": 10,
+        "dev_characters": 25,
+        "dev_sha256": dev,
+    }
+    train = _run(root, "train", {"tokenizer": fitted.manifest.digest(), "counters": str(counters)}, files, counters)
+    return {"clean": clean, "fit_tokenizer": fitted, "encode": encoded, "train": train}
+
+
 def worsened(rows: int) -> tuple[str, ...]:
     """Return the references with words wrong in the first rows: hypotheses of a known quality."""
     return tuple(
@@ -92,8 +125,7 @@ def finished_runs(
     clean = _clean(root, sources, references, waterfall)
     after_clean = {"clean": clean.manifest.digest()}
     tokenizer = _run(root, "fit_tokenizer", after_clean, {"tokenizer.json": b"{}", "joint.model": b"model"}, {})
-    side = {"src_pieces": 250, "tgt_pieces": 300, "src_unknown": 1, "tgt_unknown": 0}
-    splits = {split: {"rows": 20, **side} for split in ("train", "dev", "test")}
+    splits = dict.fromkeys(("train", "dev", "test"), _SPLIT)
     encoded = _run(root, "encode", after_clean, {}, splits)
     train = _run(root, "train", {"encode": encoded.manifest.digest()}, _training_files(weights), _TRAINING)
     translated = _run(
@@ -117,6 +149,7 @@ def finished_runs(
     }
 
 
+_SPLIT = {"rows": 20, "src_pieces": 250, "tgt_pieces": 300, "src_unknown": 1, "tgt_unknown": 0}
 _TRAINING = {
     "updates": 400,
     "epochs": 4,

@@ -32,7 +32,7 @@ corpora:
 
 
 @pytest.fixture(scope="module")
-def build_with(prefect_server: None) -> Iterator[Callable[[str, Path], dict[str, Any]]]:
+def build_with(prefect_server: None) -> Iterator[Callable[..., dict[str, Any]]]:
     """A function that runs the flow with stage processes of a given behaviour, and a gate that lets all pass."""
 
     def publish(recipe: Recipe, runs: Mapping[str, StageRun], destination: Path) -> dict[str, Any]:
@@ -43,9 +43,9 @@ def build_with(prefect_server: None) -> Iterator[Callable[[str, Path], dict[str,
 
     with pytest.MonkeyPatch.context() as patch:
 
-        def run(behaviour: str, folder: Path) -> dict[str, Any]:
+        def run(behaviour: str, folder: Path, recipe: str = RECIPE) -> dict[str, Any]:
             path = folder / "tiny.yaml"
-            path.write_text(RECIPE, encoding="utf-8")
+            path.write_text(recipe, encoding="utf-8")
             fake = str(Path(__file__).with_name("fake_stage.py"))
             patch.setattr(build_module, "STAGE_COMMAND", (sys.executable, fake, behaviour))
             result: dict[str, Any] = build(str(path), workdir=str(folder))
@@ -71,9 +71,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(
-    build_with: Callable[[str, Path], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Finished]:
+def finished(build_with: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     workdir, lines = tmp_path_factory.mktemp("build"), []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -137,12 +135,27 @@ def test_prefect_shows_waterfall_scores_gate_and_report(finished: Finished) -> N
     assert finished.folder.report.resolve().as_uri() in artifacts["report-tiny-1"]
 
 
-def test_bad_input_fails_the_flow_at_once(build_with: Callable[[str, Path], dict[str, Any]], tmp_path: Path) -> None:
+def test_bad_input_fails_the_flow_at_once(build_with: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         build_with("bad-input", tmp_path)
     assert str(raised.value) == "a.en: no text. Give another file"
     assert (tmp_path / "fit_tokenizer.attempts").read_text() == "1"
     assert not (tmp_path / "encode.attempts").exists()
+
+
+def test_a_language_models_run_ends_with_training_and_has_no_scores(
+    build_with: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "Tiny_1")
+    folder.folder.mkdir()
+    folder.scores.write_text("{}", encoding="utf-8")  # of the recipe when its model translated
+    recipe = f"{RECIPE}model: {{architecture: recurrent_lm}}\ntrain: {{early_stopping_metric: loss}}\n"
+    result = build_with("well", tmp_path, recipe)
+    assert list(result["stages"]) == ["score", "clean", "fit_tokenizer", "encode", "train"]
+    assert list(folder.stage_runs()) == list(result["stages"])
+    assert result["scores"] == folder.read().scores == {}
+    assert not folder.scores.exists()
+    assert folder.report.read_text() == "True"
 
 
 def test_the_parameters_become_the_arguments_of_a_stage() -> None:

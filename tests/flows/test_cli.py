@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import random
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,7 +54,7 @@ def seqloom(*arguments: str | Path) -> Result:
 def test_help_names_every_command_with_examples_and_exit_statuses() -> None:
     text = seqloom("--help").stdout
     for name in (
-        "run", "plan", "prepare", "train", "stage", "report", "preview", "explain", "translate", "evaluate", "schema",
+        "run", "plan", "prepare", "train", "stage", "report", "preview", "explain", "translate", "evaluate", "score", "schema",
     ):  # fmt: skip
         assert f"│ {name} " in text
     assert "seqloom run my.yaml --set train.max_epochs=3" in text
@@ -195,6 +198,91 @@ def test_evaluation_prints_the_scores_of_a_run(tmp_path: Path) -> None:
     assert "captions" in result.stdout
     assert "61.25" in result.stdout
     assert "nrefs:1|tok:13a" in result.stdout
+
+
+LANGUAGE_MODEL = """
+name: lm
+languages: {source: en, target: de}
+corpora:
+  train: [{name: a, tsv: train.tsv}]
+  dev: [{name: a, tsv: dev.tsv}]
+  test: [{name: a, tsv: dev.tsv}]
+clean: {leakage: {overlap: null}, rules: {language: null}}
+tokenizer: {vocab_size: 40}
+model: {architecture: recurrent_lm, embedding_dim: 8, hidden_dim: 8, layers: 1}
+train: {max_epochs: 1, early_stopping_metric: loss}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of a language model, trained and not published, and what the command printed."""
+    folder, draw = tmp_path_factory.mktemp("lm"), random.Random(1)
+    (folder / "lm.yaml").write_text(LANGUAGE_MODEL, encoding="utf-8")
+    words = ["ein Hund", "eine Katze", "das Haus", "der Baum", "und", "klein", "rot"]
+    for name, rows in (("train", 150), ("dev", 10)):
+        lines = [" ".join(draw.choices(words, k=draw.randint(3, 6))) for _ in range(rows)]
+        (folder / f"{name}.tsv").write_text("".join(f"{n} {line}\t{line}\n" for n, line in enumerate(lines)))
+    options = ["--no-ray", "--workdir", str(folder / "runs")]
+    command = [sys.executable, "-m", "flows.cli", "train", str(folder / "lm.yaml"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "lm", done.stdout
+
+
+def test_training_of_a_language_model_says_its_perplexity(trained: tuple[Path, str]) -> None:
+    assert re.match(r"trained in \d+ updates, best on dev: perplexity \d+\.\d\d\n", trained[1])
+
+
+def test_lines_are_scored_by_the_model_of_a_run_that_is_not_published(
+    trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    run, text = trained[0], tmp_path / "in.txt"
+    lines = [line.partition("\t")[2] for line in (run.parents[1] / "dev.tsv").read_text().splitlines()]
+    text.write_text("".join(f"{line}\n" for line in lines))
+    result = seqloom("score", run, text)
+    assert result.exit_code == 0
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert len(rows) == 10
+    assert all(float(row[0]) < 0 < int(row[1]) for row in rows)
+    # The lines are those of dev, so that the whole is what training has found.
+    manifest = json.loads((run / "stages" / "train" / "manifest.json").read_text())
+    expected = manifest["counters"]["best_perplexity"]
+    assert f"perplexity per piece: {expected:.3f}"[:-1] in result.stderr
+    result = seqloom("score", run, text, "--output", tmp_path / "out.parquet", "--json")
+    assert result.exit_code == 0
+    figures = json.loads(result.stdout)
+    assert figures["rows"] == 10
+    assert figures["perplexity"] == pytest.approx(expected, rel=1e-4)
+    expected = manifest["counters"]["best_perplexity_per_character"]
+    assert figures["perplexity_per_character"] == pytest.approx(expected, rel=1e-4)
+    assert (tmp_path / "out.parquet").is_file()
+
+
+def test_a_run_that_was_prepared_anew_since_training_is_refused(trained: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "lm"
+    shutil.copytree(trained[0], run, symlinks=True)
+    for stage in ("train", "clean", "fit_tokenizer"):
+        (run / "stages" / stage).unlink()
+        (run / "stages" / stage).symlink_to((trained[0] / "stages" / stage).resolve())
+    other = tmp_path / "other"
+    shutil.copytree((run / "stages" / "fit_tokenizer").resolve(), other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["outputs"][0]["sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    (run / "stages" / "fit_tokenizer").unlink()
+    (run / "stages" / "fit_tokenizer").symlink_to(other)
+    result = seqloom("score", run, trained[0] / "report.html")
+    assert result.exit_code == 2
+    assert "the run was prepared anew since its model was trained" in result.stderr
+
+
+def test_scoring_takes_a_published_model_or_a_run_and_keys_of_its_own_table(tmp_path: Path) -> None:
+    result = seqloom("score", tmp_path, tmp_path / "in.txt")
+    assert result.exit_code == 2
+    assert "no published model here" in result.stderr
+    result = seqloom("score", tmp_path, tmp_path / "in.txt", "--set", "translate.beam_size=2")
+    assert "only keys of `score` can be set here" in result.stderr
 
 
 def test_the_schema_is_json_with_both_forms() -> None:

@@ -155,6 +155,19 @@ def test_every_profile_loads() -> None:
         assert load_profile(str(path)).name == path.stem
 
 
+def test_a_language_model_is_not_stopped_by_bleu_nor_published_by_it(recipe: Path) -> None:
+    model, by_loss = "model={architecture: recurrent_lm}", "train.early_stopping_metric=loss"
+    says = loading_fails(recipe, model)
+    assert f"{recipe}: train.early_stopping_metric: " in says
+    assert says.endswith("Set train.early_stopping_metric: loss")
+    says = loading_fails(recipe, model, by_loss, "publish.min_bleu=20")
+    assert f"{recipe}: publish: " in says
+    assert says.endswith("Leave publish out")
+    overrides = (model, by_loss, "tokenizer.joint=false")  # there is nothing to share
+    assert not load_recipe(str(recipe), define={"DATA": "/data"}, overrides=overrides).translates()
+    assert load_recipe(str(recipe), define={"DATA": "/data"}).translates()
+
+
 def test_a_table_alone_takes_overrides_of_its_own_keys() -> None:
     assert load_table(EvaluateConfig, "evaluate", ["evaluate.bleu_tokenize=zh"]).bleu_tokenize == "zh"
     assert table_overrides("translate", ["translate.beam_size=8"]) == {"beam_size": 8}

@@ -8,6 +8,7 @@ import pytest
 
 from flows.config import Recipe, load_recipe
 from pipelines.config import ResourcesConfig
+from pipelines.errors import InputError
 
 RECIPE = """
 name: paths
@@ -70,6 +71,37 @@ def test_a_defined_uri_stays_as_it_is(tmp_path: Path) -> None:
     assert recipe.clean.resources.language_model == "gs://bucket/data/model.ftz"
     assert recipe.clean.quality is not None
     assert recipe.clean.quality.labelled[1].tsv == "gs://bucket/data/labelled.tsv"
+
+
+def test_files_of_vectors_are_beside_the_recipe_and_looked_into(tmp_path: Path) -> None:
+    model = 'model: {embedding_dim: 2, source_vectors: "en.vec", target_vectors: "${DATA}/de.vec"}\n'
+    path = tmp_path / "recipes" / "vectors.yaml"
+    path.parent.mkdir()
+    path.write_text(RECIPE + model, encoding="utf-8")
+    define = {"DATA": str(tmp_path), "BUCKET": "bucket"}
+    with pytest.raises(InputError, match=r"vectors.yaml: .*recipes/en.vec: cannot be read"):
+        load_recipe(str(path), define=define)
+    unread = load_recipe(str(path), define=define, with_model=False)
+    assert unread.model["source_vectors"] == f"{tmp_path}/recipes/en.vec"
+    (path.parent / "en.vec").write_text("1 2\nhouse 1 2\n", encoding="utf-8")
+    (tmp_path / "de.vec").write_text("1 3\nHaus 1 2 3\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"vectors.yaml: model.target_vectors: .*3 components, embedding_dim is 2"):
+        load_recipe(str(path), define=define)
+    (tmp_path / "de.vec").write_text("1 2\nHaus 1 2\n", encoding="utf-8")
+    found = load_recipe(str(path), define=define).model_table().vectors()
+    assert found == {"source_vectors": f"{tmp_path}/recipes/en.vec", "target_vectors": f"{tmp_path}/de.vec"}
+
+
+def test_uris_of_vectors_stay_and_those_of_wrong_types_are_left_to_the_check_of_types(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(RECIPE + 'model: {source_vectors: "${DATA}/en.vec", target_vectors: 3}\n', encoding="utf-8")
+    define = {"DATA": "s3://bucket", "BUCKET": "b"}
+    assert load_recipe(str(path), define=define, with_model=False).model == {
+        "source_vectors": "s3://bucket/en.vec",
+        "target_vectors": 3,
+    }
+    with pytest.raises(InputError, match=r"key `model.target_vectors`: Input should be a valid string"):
+        load_recipe(str(path), define=define)
 
 
 @pytest.mark.parametrize("clean", ["[1]", "{resources: [], quality: {labelled: 3}}", "{quality: {labelled: [3]}}"])

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
-from finished_runs import REFERENCES, finished_runs, small_recipe, worsened
+from finished_runs import (
+    REFERENCES,
+    finished_runs,
+    language_model_recipe,
+    language_model_runs,
+    small_recipe,
+    worsened,
+)
 
 from flows.registry import publish
 from nmt.published import load_published
@@ -48,6 +57,14 @@ def test_a_loaded_model_says_what_translation_needs(tmp_path: Path) -> None:
     assert model.translation.normalize == small_recipe().clean.normalize
     assert model.description.tests["news"].rows == len(REFERENCES)
     assert model.description.name == "small-en-de"
+
+
+def test_the_card_names_files_of_vectors_without_the_place_where_they_lay(tmp_path: Path) -> None:
+    recipe = small_recipe().model_copy(update={"model": {"source_vectors": "/secret/cc.en.vec.gz"}})
+    publish(recipe, finished_runs(tmp_path / "stages"), tmp_path / "model")
+    card = (tmp_path / "model" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "source_vectors: cc.en.vec.gz" in card
+    assert "secret" not in card
 
 
 def test_the_card_states_data_licences_and_scores_with_signature(tmp_path: Path) -> None:
@@ -167,3 +184,83 @@ def test_a_stage_that_has_not_run_is_named(tmp_path: Path) -> None:
     del runs["train"]
     with pytest.raises(InputError, match=r"\['train'\] have not run"):
         publish(small_recipe(), runs, tmp_path / "model")
+
+
+# Language models
+
+
+def publish_language_model(folder: Path, name: str, **figures: Any) -> dict[str, Any]:
+    return publish(language_model_recipe(), language_model_runs(folder / name, **figures), folder / "model")
+
+
+def test_a_language_model_is_published_without_translations(tmp_path: Path) -> None:
+    result = publish_language_model(tmp_path, "a")
+    assert result["published"] is True
+    assert result["reasons"] == ["perplexity 12.0000 per piece on dev", "no model is live to compare with"]
+    model = load_published(tmp_path / "model")
+    assert model.description.tests == {}
+    files = {str(path.relative_to(model.folder)) for path in model.folder.rglob("*") if path.is_file()}
+    assert files == {
+        "MODEL_CARD.md",
+        "checkpoint/config.json",
+        "checkpoint/model.safetensors",
+        "manifests/clean.json",
+        "manifests/encode.json",
+        "manifests/fit_tokenizer.json",
+        "manifests/train.json",
+        "model.json",
+        "tokenizer/joint.model",
+        "tokenizer/tokenizer.json",
+        "translation.json",
+    }
+
+
+def test_a_language_models_card_says_perplexities_and_no_search(tmp_path: Path) -> None:
+    publish_language_model(tmp_path, "a")
+    card = (tmp_path / "model" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "A language model: scores `de` text." in card
+    assert "seqloom score MODEL INPUT" in card
+    assert "| dev | 5 | 12.0000 | 2.7019 |" in card
+    assert "BLEU" not in card and "Search" not in card
+
+
+@pytest.mark.parametrize(("perplexity", "passes"), [(11.9, True), (12.0, True), (12.1, False)])
+def test_a_language_model_passes_where_its_perplexity_is_no_higher(
+    tmp_path: Path, perplexity: float, passes: bool
+) -> None:
+    live = publish_language_model(tmp_path, "a")
+    result = publish_language_model(tmp_path, "b", perplexity=perplexity)
+    assert result["published"] is passes
+    against = f"perplexity {perplexity:.4f} per piece against 12.0000 of the live model {live['version']}"
+    assert result["reasons"][-1].startswith(against)
+    assert (load_published(tmp_path / "model").description.version != live["version"]) is passes
+
+
+@pytest.mark.parametrize(("perplexity", "passes"), [(11.9, True), (12.1, False)])
+def test_language_models_of_other_tokenisers_are_compared_by_character(
+    tmp_path: Path, perplexity: float, passes: bool
+) -> None:
+    publish_language_model(tmp_path, "a")
+    result = publish_language_model(tmp_path, "b", perplexity=perplexity, tokenizer=b"other")
+    assert result["published"] is passes
+    assert f"{math.exp(math.log(perplexity) / 2.5):.4f} per character against 2.7019" in result["reasons"][-1]
+
+
+def test_language_models_of_other_dev_sets_are_not_compared_and_the_live_one_stays(tmp_path: Path) -> None:
+    live = publish_language_model(tmp_path, "a")
+    result = publish_language_model(tmp_path, "b", perplexity=1.5, dev="e" * 64)
+    assert result["published"] is False
+    assert "was not measured on this dev set" in result["reasons"][-1]
+    assert load_published(tmp_path / "model").description.version == live["version"]
+
+
+def test_a_language_model_takes_the_place_of_no_translation_model(tmp_path: Path) -> None:
+    publish(small_recipe(), finished_runs(tmp_path / "a"), tmp_path / "model")
+    assert publish_language_model(tmp_path, "b")["published"] is False
+
+
+def test_a_language_model_needs_the_stages_up_to_training(tmp_path: Path) -> None:
+    runs = language_model_runs(tmp_path / "stages")
+    del runs["train"]
+    with pytest.raises(InputError, match=r"the stages \['train'\] have not run"):
+        publish(language_model_recipe(), runs, tmp_path / "model")

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_runs import SIZE, SOURCES, finished_runs, small_recipe, worsened
+from finished_runs import (
+    SIZE,
+    SOURCES,
+    finished_runs,
+    language_model_recipe,
+    language_model_runs,
+    small_recipe,
+    worsened,
+)
 
 from flows.report import report
 from pipelines.stage import StageRun
@@ -197,6 +205,19 @@ def test_a_model_without_attention_says_so(tmp_path: Path) -> None:
     runs = finished_runs(tmp_path / "stages")
     (runs["translate"].folder / "attention.json").write_text(json.dumps([]), encoding="utf-8")
     assert "none: translation kept the attention of no row" in Page(_html(runs, tmp_path / "report.html")).text
+
+
+def test_a_language_models_report_has_training_and_no_bleu(tmp_path: Path) -> None:
+    runs = language_model_runs(tmp_path / "stages")
+    html = report(runs, language_model_recipe(), tmp_path / "report.html").read_text(encoding="utf-8")
+    text = Page(html).text
+    assert "best on dev: perplexity 12.00 at update 300" in text
+    assert 'aria-label="Loss of training and dev by update"' in html
+    assert "BLEU on dev" not in html
+    assert "best perplexity per character 2.702" in text
+    assert "Model architecture recurrent_lm" in text
+    for stage in ("translate", "evaluate"):
+        assert f"none: the stage {stage} is not part of this run" in text
 
 
 def test_a_stage_without_a_judged_corpus_says_so(tmp_path: Path) -> None:

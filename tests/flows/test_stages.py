@@ -169,6 +169,16 @@ def test_ratings_are_stages_of_a_recipe_that_asks_for_quality(tmp_path: Path, ra
     assert ran == ["score", "fit_quality", "rate", "clean"]
 
 
+def test_a_language_models_recipe_ends_with_training(tmp_path: Path, ran: list[str]) -> None:
+    recipe = changed(model={"architecture": "recurrent_lm"}, train={"early_stopping_metric": "loss"})
+    assert [stage.name for stage in stages_of(recipe)] == ["score", "clean", "fit_tokenizer", "encode", "train"]
+    assert [stage.name for stage in plan(recipe, Profile(), tmp_path)] == [stage.name for stage in stages_of(recipe)]
+    with pytest.raises(InputError, match=r"stage evaluate: .* language model.* Its last stage is train"):
+        run_up_to("evaluate", recipe, Profile(), tmp_path)
+    assert ran == []
+    assert list(run_up_to("train", recipe, Profile(), tmp_path))[-1] == "train"
+
+
 def test_encode_and_train_are_told_of_augmentation_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     asked: dict[str, Any] = {}

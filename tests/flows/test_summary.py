@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.summary import Rows, dropping, percent, rules, threshold, visible, waterfall_rows
+from flows.summary import Rows, best_on_dev, dropping, percent, rules, threshold, visible, waterfall_rows
 
 TRAIN: dict[str, Any] = {
     "split": "train",
@@ -82,3 +82,8 @@ def test_what_cannot_be_seen_is_drawn_and_long_texts_are_cut() -> None:
     assert visible("a\tb\x00") == "a␉b␀"
     assert visible("abcdef", 3) == "abc…"
     assert visible("abc", 3) == "abc"
+
+
+def test_the_best_on_dev_is_bleu_or_a_language_models_perplexity() -> None:
+    assert best_on_dev({"best_bleu": 31.256, "best_loss": 1.5}) == "BLEU 31.26"
+    assert best_on_dev({"best_loss": 2.5, "best_perplexity": 12.182}) == "perplexity 12.18"

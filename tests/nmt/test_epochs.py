@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from nmt.batches import plan_epoch, target_tokens
-from nmt.config import TrainConfig
+from nmt.config import Side, TrainConfig
 from nmt.epochs import Epoch, Epochs
 from pipelines.augment import Augmentation, Change, Pair, noise_text
 from pipelines.config import AugmentConfig, LanguagesConfig, TokenizerConfig
@@ -61,9 +61,10 @@ class Encoded:
         config: TrainConfig = CONFIG,
         weights: dict[str, float] | None = None,
         helpers: int = 1,
+        side: Side | None = None,
     ) -> Epochs:
         found, tokenizer = AugmentConfig.model_validate(augment or {}), self.folder.parent / "tokenizer"
-        return Epochs(config, found, weights or {}, self.folder, self.shards, tokenizer, helpers=helpers)
+        return Epochs(config, found, weights or {}, self.folder, self.shards, tokenizer, helpers=helpers, side=side)
 
 
 def encoded(
@@ -322,6 +323,24 @@ def test_what_fails_in_a_helper_fails_the_epoch(tmp_path: Path, capfd: pytest.Ca
         with pytest.raises(RuntimeError, match="the process that prepares the rows of epochs has ended"):
             epochs.epoch(0)
     assert "FileNotFoundError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("augment", [{}, ALL], ids=["plain", "augmented"])
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_an_epoch_of_one_side_has_that_side_of_the_same_rows(
+    corpus: Encoded, side: Side, augment: dict[str, Any]
+) -> None:
+    with corpus.epochs(augment) as both, corpus.epochs(augment, side=side) as one:
+        whole, found = both.epoch(1), one.epoch(1)
+    assert found.rows.tolist() == whole.rows.tolist()
+    kept = 0 if side == "source" else 1
+    assert contents(found) == [([], row[kept]) for row in contents(whole)]
+    assert found.tgt_lengths.tolist() == (whole.src_lengths if side == "source" else whole.tgt_lengths).tolist()
+    assert not found.src_lengths.any()
+    # Batches are planned by that side alone.
+    sizes = [len(rows) * found.tgt_lengths[rows].max() for update in found.updates for rows in update]
+    assert max(sizes) <= CONFIG.microbatch_tokens
+    assert sorted(np.concatenate([rows for update in found.updates for rows in update])) == sorted(found.rows)
 
 
 def test_any_number_of_helpers_prepares_the_same_epochs(corpus: Encoded) -> None:

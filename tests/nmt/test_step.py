@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from nmt.architectures import build_model
 from nmt.batches import MicroBatch, collate
 from nmt.config import TrainConfig
+from nmt.model.batch_norm import collectors
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.seq2seq import Seq2Seq
 from nmt.optim import Averages, clip_by_norm, learning_rate, make_optimizer
@@ -93,6 +94,64 @@ def test_noise_depends_on_the_micro_batchs_number_and_not_on_who_computes_it() -
     swapped = gradients([[(1, batches[0][1])], [(0, batches[1][1])]])
     torch.testing.assert_close(apart, together, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(swapped, together)
+
+
+def normed_model() -> Seq2Seq:
+    return build_model(RecurrentConfig(embedding_dim=6, hidden_dim=8, dropout=0.0, batch_norm=True), 19, 19).double()
+
+
+def flat_of(model: Seq2Seq) -> FlatGradients:
+    return FlatGradients(list(model.parameters()), collectors(model))
+
+
+def norm_step(model: Seq2Seq, flat: FlatGradients, share: list[tuple[int, MicroBatch]], tokens: int) -> float:
+    """Return the norm of the gradient of an update of this share, done without moving a weight."""
+    return train_step(
+        model, torch.optim.SGD(model.parameters(), lr=0.0), flat, None, share,
+        CONFIG.model_copy(update={"clip_norm": 1e9}), update=3, target_tokens=tokens, rate=0.0, world=World(),
+    ).gradient_norm  # fmt: skip
+
+
+def test_batch_norms_statistics_are_those_of_an_update_however_it_is_dealt_to_workers() -> None:
+    shards = toy_shards()
+    batches = list(enumerate([collate(shards, np.asarray([0, 3])), collate(shards, np.asarray([1, 6, 7]))]))
+    tokens = int(sum(batch.target_mask().sum() for _, batch in batches))
+    together = normed_model()
+    flat = flat_of(together)
+    norm = norm_step(together, flat, batches, tokens)
+    assert norm == pytest.approx(float(flat.gradients.norm()), rel=1e-12)
+    assert norm == pytest.approx(sum(float(p.grad.square().sum()) for p in together.parameters()) ** 0.5, rel=1e-12)
+
+    # Two workers: the sum of their buffers is what each has before it moves its statistics.
+    apart = normed_model()
+    after = flat_of(apart)
+    for batch in batches:
+        worker = normed_model()
+        share = flat_of(worker)
+        norm_step(worker, share, [batch], tokens)
+        after.buffer += share.buffer
+    torch.testing.assert_close(after.buffer, flat.buffer, rtol=1e-9, atol=1e-12)
+    for module in collectors(apart):
+        module.move()
+    assert len(collectors(together)) == 2
+    for found, expected, before in zip(collectors(apart), collectors(together), collectors(normed_model())):
+        torch.testing.assert_close(found.running_mean, expected.running_mean, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found.running_var, expected.running_var, rtol=1e-10, atol=1e-12)
+        assert not torch.allclose(expected.running_mean, before.running_mean)
+
+    # The next update starts from nothing again.
+    norm_step(together, flat, batches, tokens)
+    positions = sum(int(batch.src_lengths.sum()) for _, batch in batches)
+    assert [float(module.collected[-1]) for module in flat.collecting] == pytest.approx([positions / tokens] * 2)
+
+
+def test_an_update_that_fails_leaves_batch_norms_statistics_as_they_were() -> None:
+    model, shards = normed_model(), toy_shards()
+    with torch.no_grad():
+        model.output_bias[5] = float("nan")
+    with pytest.raises(FloatingPointError):
+        norm_step(model, flat_of(model), [(0, collate(shards, np.asarray([0])))], 5)
+    assert all(not module.running_mean.any() and (module.running_var == 1.0).all() for module in collectors(model))
 
 
 def test_noise_seeds_are_distinct_and_fit_torchs_generator() -> None:

@@ -11,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from nmt import translate as module
+from nmt.architectures import build_model
+from nmt.checkpoint import load_config, save_model
 from nmt.config import TrainConfig, TranslateConfig
+from nmt.model.language_model import RecurrentLanguageModelConfig
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.published import Translation, describe
 from nmt.train import train
@@ -120,6 +123,18 @@ def test_a_checkpoint_of_another_tokeniser_is_refused(toy: ToyStages, trained: S
     other = fit_tokenizer(LANGUAGES, TokenizerConfig(vocab_size=44), toy.cleaned, tmp_path)
     with pytest.raises(InputError, match="tokeniser"):
         translate_tests(CONFIG, trained, other, toy.cleaned, toy.ray, tmp_path)
+
+
+def test_a_language_model_is_refused_before_any_work(toy: ToyStages, published: Path, tmp_path: Path) -> None:
+    model, folder = RecurrentLanguageModelConfig(embedding_dim=4, hidden_dim=4), tmp_path / "model"
+    shutil.copytree(published, folder, ignore=shutil.ignore_patterns("model.json"))
+    config = load_config(folder / "checkpoint").model_copy(update={"model": model})
+    save_model(folder / "checkpoint", build_model(model, config.source_size, config.target_size), config)
+    describe("toy", {}, folder)
+    write_input(tmp_path / "in.txt")
+    with pytest.raises(InputError, match="a language model translates nothing"):
+        translate(folder, tmp_path / "in.txt", tmp_path / "out.txt", config_overrides={}, ray=toy.ray)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "model"]
 
 
 def write_input(path: Path) -> list[str]:

@@ -1,0 +1,321 @@
+"""Train variants of the architectures at equal parameters and equal CPU time, and compare their BLEU.
+
+    seqloom prepare multi30k-en-de --define DATA=... --workdir WORKDIR
+    python tests/benchmarks/architectures.py WORKDIR/multi30k-en-de/stages --seconds 480 --parameters 6_000_000 \
+        --variants luong-general,vaswani-base --output results.jsonl [--jobs 2] [--seed 1] [--learning-rate 1e-3]
+    python tests/benchmarks/architectures.py --table results.jsonl
+    python tests/benchmarks/architectures.py --list
+
+The folder `stages` of a prepared recipe holds its shards, its tokeniser and the raw references. Each variant is trained
+in a process of one thread, `--jobs` of them side by side, until its updates have taken `--seconds` of CPU time: what
+evaluation and preparation take is not counted, what collating batches takes is. embedding_dim is the same for all, and
+the size that SIZES names is chosen so that the parameters are within 3 % of `--parameters`. Batches, precision and
+averaging are those of the recipe multi30k-en-de; the learning rate rises over the first part of the time and falls to 0
+along half a cosine. Dev and test are translated with the averaged weights by beam search of 5, and scored by sacreBLEU.
+
+Results are appended as lines of JSON; a variant that is there with the same budgets and seed is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from nmt.architectures import ARCHITECTURES, architecture, build_model
+from nmt.batches import Rows, collate, plan_epoch, target_tokens
+from nmt.config import EvaluateConfig, ModelTable, TrainConfig
+from nmt.evaluate import corpus_bleu, score
+from nmt.model.architecture import Variant
+from nmt.model.batch_norm import collectors
+from nmt.model.seq2seq import Seq2Seq
+from nmt.optim import Averages, make_optimizer
+from nmt.step import FlatGradients, World, train_step
+from nmt.validation import score_rows
+from pipelines.epoch_rows import trainable_rows
+from pipelines.shards import ShardColumns, read_shards
+from pipelines.tokenizer import Tokenizer
+
+EMBEDDING_DIM = 256
+TOLERANCE = 0.03  # of the parameters
+STEP = 16  # of the sizes that are tried
+WARMUP = 0.08  # of the time
+TRAIN = TrainConfig(
+    microbatch_tokens=1024,
+    microbatches_per_update=2,
+    ema_decay=0.998,
+    label_smoothing=0.1,
+    precision="bfloat16",
+    matmul_precision="medium",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How an architecture is trained: the key that is set by the number of parameters, other keys, the peak rate."""
+
+    solved: str
+    keys: Mapping[str, Any]
+    rate: float
+
+
+SIZES = {
+    "recurrent": Size("hidden_dim", {"dropout": 0.3}, 2e-3),
+    "transformer": Size(
+        "feed_forward_dim", {"encoder_layers": 3, "decoder_layers": 3, "attention_heads": 4, "dropout": 0.2}, 1e-3
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Shards of the splits, the references of dev and test as they stand in the files, and the tokeniser."""
+
+    splits: dict[str, ShardColumns]
+    references: dict[str, list[str]]
+    tokenizer: Tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", type=Path, nargs="?")
+    parser.add_argument("--seconds", type=float, default=480.0)
+    parser.add_argument("--parameters", type=int, default=6_000_000)
+    parser.add_argument("--variants", type=lambda names: names.split(","), default=[])
+    parser.add_argument("--output", type=Path, default=Path("results.jsonl"))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--here", action="store_true", help="train in this process")
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    if options.table is not None:
+        print_table(options.table)
+    elif options.list:
+        for name, variant in variants().values():
+            print(f"{variant.name:28s} {name:14s} {variant.paper}")
+    elif options.stages is None:
+        parser.error("give the folder `stages` of a prepared recipe")
+    elif options.here:
+        for name in options.variants:
+            append(options.output, trained(name, options))
+    else:
+        train_apart(options)
+
+
+def variants() -> dict[str, tuple[str, Variant]]:
+    """Return the variants of all architectures, each with its architecture's name."""
+    return {variant.name: (name, variant) for name in ARCHITECTURES for variant in architecture(name).variants}
+
+
+def train_apart(options: argparse.Namespace) -> None:
+    """Train each variant that has no result yet in a process of its own."""
+    unknown = set(options.variants) - set(variants())
+    if unknown:
+        sys.exit(f"no variant {', '.join(sorted(unknown))}; see --list")
+    done = {identity(result) for result in results(options.output)} if options.output.exists() else set()
+    asked = [name for name in options.variants if (name, *budget(options)) not in done]
+
+    def process(name: str) -> int:
+        given = {"seconds": options.seconds, "parameters": options.parameters, "seed": options.seed}
+        if options.learning_rate is not None:
+            given["learning-rate"] = options.learning_rate
+        command = [sys.executable, __file__, str(options.stages), "--here", "--variants", name]
+        command += ["--output", str(options.output), *(f"--{key}={value}" for key, value in given.items())]
+        # oneDNN's bound on its cache of shapes is that of training, see nmt/train.py.
+        one_thread = {"OMP_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+        return subprocess.run(command, env={**os.environ, **one_thread}, check=False).returncode
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failed = [name for name, status in zip(asked, pool.map(process, asked)) if status]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+    print_table(options.output)
+
+
+def budget(options: argparse.Namespace) -> tuple[Any, ...]:
+    return options.seconds, options.parameters, options.seed, options.learning_rate
+
+
+def identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    given = result["budget"]
+    return result["variant"], given["seconds"], given["parameters"], given["seed"], given["learning_rate"]
+
+
+# Data and sizes
+
+
+def read(stages: Path) -> Data:
+    tokenizer = Tokenizer.load(stages / "fit_tokenizer")
+    splits = {
+        split: read_shards(stages / "encode" / "shards" / split, tokenizer.digest) for split in ("train", "dev", "test")
+    }
+    references = {}
+    for split in ("dev", "test"):
+        paths = sorted((stages / "clean" / "clean" / split).glob("part-*.parquet"))
+        rows = [row for path in paths for row in pq.read_table(path, columns=["row_id", "tgt_raw"]).to_pylist()]
+        assert [row["row_id"] for row in rows] == splits[split].row_id.tolist()
+        references[split] = [row["tgt_raw"] for row in rows]
+    return Data(splits, references, tokenizer)
+
+
+def sized(name: str, variant: Variant, tokenizer: Tokenizer, parameters: int) -> ModelTable:
+    """Return the variant's config at the size whose parameters are nearest. Raises ValueError beyond TOLERANCE."""
+    size = SIZES[name]
+
+    def config(units: int) -> ModelTable:
+        keys = {"embedding_dim": EMBEDDING_DIM, size.solved: units, **size.keys, **variant.keys, "architecture": name}
+        return architecture(name).table.model_validate(keys)
+
+    def number(units: int) -> int:
+        return build_model(config(units), tokenizer.source_size, tokenizer.target_size).num_parameters()
+
+    low, high = 1, 2
+    while number(high * STEP) < parameters:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if number(middle * STEP) < parameters else (low, middle)
+    nearest = min((low * STEP, high * STEP), key=lambda units: abs(number(units) - parameters))
+    found = number(nearest)
+    if abs(found - parameters) > TOLERANCE * parameters:
+        raise ValueError(f"{variant.name}: {size.solved} {nearest} has {found} parameters, wanted {parameters}")
+    return config(nearest)
+
+
+# Training
+
+
+def trained(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a variant reaches."""
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(TRAIN.matmul_precision)
+    data = read(options.stages)
+    kind, variant = variants()[name]
+    model_config = sized(kind, variant, data.tokenizer, options.parameters)
+    config = TRAIN.model_copy(update={"seed": options.seed, "learning_rate": options.learning_rate or SIZES[kind].rate})
+    model = build_model(model_config, data.tokenizer.source_size, data.tokenizer.target_size, seed=options.seed)
+    print(f"{name}: {model.num_parameters():,} parameters, {model_config.model_dump_json()}", file=sys.stderr)
+    figures = train_for(model, data.splits["train"], config, options.seconds, name)
+    return {
+        "variant": name,
+        "architecture": kind,
+        "budget": dict(zip(("seconds", "parameters", "seed", "learning_rate"), budget(options))),
+        "peak_learning_rate": config.learning_rate,
+        "parameters": model.num_parameters(),
+        **figures,
+        **evaluated(model, data, config),
+        "model": model_config.model_dump(mode="json"),
+        "torch": torch.__version__,
+    }
+
+
+def train_for(model: Seq2Seq, shards: ShardColumns, config: TrainConfig, seconds: float, name: str) -> dict[str, Any]:
+    """Train until the updates have taken so much CPU time, leave the averaged weights in the model, return figures."""
+    parameters = list(model.parameters())
+    optimizer, flat = make_optimizer(config, parameters), FlatGradients(parameters, collectors(model))
+    averages = Averages(parameters, config.ema_decay)
+    tgt_lengths = shards.tgt_lengths()
+    spent, tokens, done, epoch_share, shown, loss = 0.0, 0, 0, 0.0, 0.0, 0.0
+    for done, (update, share) in enumerate(updates(shards, config)):
+        started = time.process_time()
+        pieces = target_tokens(update, tgt_lengths)
+        batches = [(i, collate(shards, rows)) for i, rows in enumerate(update)]
+        figures = train_step(
+            model, optimizer, flat, averages, batches, config,
+            update=done, target_tokens=pieces, rate=rate_at(spent / seconds, config.learning_rate), world=World(),
+        )  # fmt: skip
+        spent += time.process_time() - started
+        tokens, epoch_share, loss = tokens + pieces, share, figures.nll
+        if spent - shown >= seconds / 10:
+            shown = spent
+            print(f"{name}: {spent:.0f} s, update {done + 1}, epoch {share:.2f}, nll {loss:.3f}", file=sys.stderr)
+        if spent >= seconds:
+            break
+    averages.swap()
+    return {
+        "updates": done + 1,
+        "epochs": round(epoch_share, 3),
+        "target_tokens": tokens,
+        "cpu_seconds": round(spent, 3),
+        "target_tokens_per_cpu_second": round(tokens / spent, 1),
+    }
+
+
+def updates(shards: ShardColumns, config: TrainConfig) -> Iterator[tuple[list[Rows], float]]:
+    """Yield the updates of epoch after epoch without end, each with the epochs that are done behind it."""
+    src_lengths, tgt_lengths = shards.src_lengths(), shards.tgt_lengths()
+    rows = trainable_rows(src_lengths, tgt_lengths, config.max_pieces)
+    for epoch in count():
+        plan = plan_epoch(config, epoch, src_lengths, tgt_lengths, rows)
+        for number, update in enumerate(plan, start=1):
+            yield update, epoch + number / len(plan)
+
+
+def rate_at(share: float, peak: float) -> float:
+    """Return the learning rate when this share of the time is spent."""
+    if share < WARMUP:
+        return peak * max(share, 0.01 * WARMUP) / WARMUP
+    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (share - WARMUP) / (1.0 - WARMUP))))
+
+
+def evaluated(model: Seq2Seq, data: Data, config: TrainConfig) -> dict[str, Any]:
+    """Return loss and BLEU on dev, and BLEU and chrF on test with their signatures and intervals."""
+    started = time.process_time()
+    decoding = config.model_copy(update={"precision": "float32", "validation_beam_size": 5})
+    dev_loss, dev = score_rows(model, data.splits["dev"], data.tokenizer, decoding, World())
+    _, test = score_rows(model, data.splits["test"], data.tokenizer, decoding, World())
+    return {
+        "dev_loss": round(dev_loss, 4),
+        "dev_bleu": round(corpus_bleu(dev, data.references["dev"], "13a"), 2),
+        "test": score(test, data.references["test"], EvaluateConfig(metrics=("bleu", "chrf"))),
+        "evaluation_cpu_seconds": round(time.process_time() - started, 1),
+    }
+
+
+# Results
+
+
+def append(path: Path, result: Mapping[str, Any]) -> None:
+    # One write of a whole line: processes side by side do not mix theirs.
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(result, ensure_ascii=False) + "\n").encode())
+
+
+def results(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def print_table(path: Path) -> None:
+    """Print the results as a table in Markdown, best first, with the signatures below."""
+    found = sorted(results(path), key=lambda result: -result["test"]["bleu"]["score"])
+    print("| variant | parameters | updates | epochs | target pieces per CPU-second | dev BLEU | test BLEU | chrF |")
+    print("|---|---|---|---|---|---|---|---|")
+    for result in found:
+        bleu, chrf = result["test"]["bleu"], result["test"]["chrf"]
+        low, high = bleu["confidence"]
+        print(
+            f"| {result['variant']} | {result['parameters']:,} | {result['updates']:,} | {result['epochs']:.1f} "
+            f"| {result['target_tokens_per_cpu_second']:,.0f} | {result['dev_bleu']:.2f} "
+            f"| {bleu['score']:.2f} [{low:.2f}, {high:.2f}] | {chrf['score']:.2f} |"
+        )
+    for metric in ("bleu", "chrf"):
+        print(*sorted({f"\n`{result['test'][metric]['signature']}`" for result in found}))
+
+
+if __name__ == "__main__":
+    main()
