@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmt.model.embeddings import dropout, wide
-from nmt.model.positions import Rotation, rotated
+from nmt.model.positions import rotated
 
 
 class KeysValues(NamedTuple):
@@ -43,7 +43,7 @@ class SelfAttention(nn.Module):
         self.queries_keys_values = projection(dim, dim, blocks=3)
         self.output = projection(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, rotation: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """Return [B, T, E] of x [B, T, E], each position attending to all where `mask` [B, 1, 1, T] is True."""
         queries, these = self._heads(x, rotation)
         attended: Tensor = self.output(attend(queries, these, mask, self.weight_dropout, generator))
@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
         return KeysValues(none, none)
 
     def continued(
-        self, x: Tensor, earlier: KeysValues, rotation: Rotation | None, generator: torch.Generator | None
+        self, x: Tensor, earlier: KeysValues, rotation: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, KeysValues]:
         """Return [B, T, E] of x, each position attending to the P earlier ones and to those of x up to itself.
 
@@ -69,7 +69,7 @@ class SelfAttention(nn.Module):
         causal = steps > 1 and before == 0  # what fast kernels know by themselves
         return self.output(attend(queries, both, mask, self.weight_dropout, generator, causal=causal)), both
 
-    def _heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, KeysValues]:
+    def _heads(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, KeysValues]:
         three = self.queries_keys_values(x).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = three.unbind(2)
         if rotation is not None:

@@ -6,17 +6,11 @@ Shapes: B batch, T positions, N heads, D units of a head, E embedding_dim.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-
-class Rotation(NamedTuple):
-    """Cosines and sines [T, 1, D / 2] of the angles by which each position's pairs of units are turned."""
-
-    cosines: Tensor
-    sines: Tensor
+from nmt.model.embeddings import wide
 
 
 def sinusoids(
@@ -31,24 +25,26 @@ def sinusoids(
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def rotation(num_positions: int, dim: int, device: torch.device, *, first: int, dtype: torch.dtype) -> Rotation:
+def rotation(num_positions: int, dim: int, device: torch.device, *, first: int, dtype: torch.dtype) -> Tensor:
     """Return the rotation of so many positions, from `first` on, for heads of `dim` units, which must be even.
 
+    Complex numbers [T, 1, D / 2] of length 1, whose angles are the position times rates that fall as a geometric
+    progression; `dtype`, of their parts, is float32 or float64.
     Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.2.
     """
     angles = _angles(num_positions, dim, device, first, dtype)[:, None, :]
-    return Rotation(angles.cos(), angles.sin())
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotated(heads: Tensor, by: Rotation) -> Tensor:
-    """Return queries or keys [B, T, N, D], each pair of units turned by its position's angle.
+def rotated(heads: Tensor, by: Tensor) -> Tensor:
+    """Return queries or keys [B, T, N, D], each two neighbouring units turned by their position's angle.
 
-    Unit i makes a pair with unit i + D / 2, which is the paper's up to the order of units. So the product of a query
-    and a key depends on the difference of their positions alone. Source: Su et al. 2021, eq. 34.
+    As complex numbers, in float32 at least: that is one product, where sines and cosines are four and two sums. The
+    product of a query and a key depends on the difference of their positions alone.
+    Source: Su et al. 2021, eq. 12 for a pair of units, and eq. 34.
     """
-    first, second = heads.chunk(2, dim=-1)
-    cosines, sines = by.cosines.to(heads.dtype), by.sines.to(heads.dtype)
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+    pairs = torch.view_as_complex(wide(heads).unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]
+    return torch.view_as_real(pairs * by).flatten(-2).to(heads.dtype)
 
 
 class LearnedPositions(nn.Module):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nmt.model.embeddings import dropout, keep_mask, wide
 from nmt.model.multi_head_attention import CrossAttention, KeysValues, SelfAttention, projection
-from nmt.model.positions import LearnedPositions, Rotation, rotation, sinusoids
+from nmt.model.positions import LearnedPositions, rotation, sinusoids
 from nmt.model.ssru import Ssru
 from nmt.model.transformer_config import TransformerConfig
 
@@ -43,7 +43,7 @@ class Inputs(nn.Module):
                 x = torch.add(positions, embedded, alpha=math.sqrt(dim))
         return dropout(x, self.config.dropout, generator)
 
-    def rotation(self, like: Tensor, first: int) -> Rotation | None:
+    def rotation(self, like: Tensor, first: int) -> Tensor | None:
         """Return the rotation of the positions of `like` [B, T, E] from `first` on, None where positions are added."""
         if self.config.positions != "rotary":
             return None
@@ -116,7 +116,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(config)
         self.around_feed_forward = Residual(config)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, rotation: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """Return [B, S, E] of x [B, S, E]; `mask` [B, 1, 1, S] is True at real pieces."""
         added = self.attention(self.around_attention.before(x), mask, rotation, generator)
         x = self.around_attention.after(x, added, generator)
@@ -144,7 +144,7 @@ class DecoderLayer(nn.Module):
         state: LayerState,
         memory: KeysValues,
         mask: Tensor,
-        rotation: Rotation | None,
+        rotation: Tensor | None,
         generator: torch.Generator | None,
         *,
         need_weights: bool,
@@ -159,7 +159,7 @@ class DecoderLayer(nn.Module):
         return self.around_feed_forward.after(x, added, generator), state, weights
 
     def _so_far(
-        self, x: Tensor, state: LayerState, rotation: Rotation | None, generator: torch.Generator | None
+        self, x: Tensor, state: LayerState, rotation: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, LayerState]:
         if isinstance(self.so_far, Ssru):
             recurrent: tuple[Tensor, Tensor] = self.so_far(x, state)

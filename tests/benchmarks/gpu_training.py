@@ -26,7 +26,7 @@ S and T pieces, d and h units, f of the feed-forward, E of embeddings, L layers,
 
 Peaks are NVIDIA's figures for dense products (data sheets of the A100, H100 and H200; those with sparsity are twice as
 high); `tf32` is float32 with products in TF32. Prints a table, what the profiler saw of one bucket, and one line of
-JSON. With --device cpu it only shows that it runs.
+JSON. Each model and precision has a process of its own. With --device cpu it only shows that it runs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import gc
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -64,7 +65,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 TINY: dict[str, Any] = {"embedding_dim": 32, "encoder_layers": 2, "decoder_layers": 2}
 TINY_SIZES = {"recurrent": {"hidden_dim": 64}, "transformer": {"feed_forward_dim": 64, "attention_heads": 4}}
-MODES = ("eager", "static", "graphs", "compiled")
+MODES = ("eager", "static", "compiled", "graphs")  # in this order: after a graph that fails nothing can be trusted
 # A loop over steps, which the compiler would unroll for each bucket: compiled only where asked for.
 STEPWISE = {"additive-feeding"}
 PROFILED_BUCKET = 32
@@ -81,7 +82,10 @@ PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
 
 @dataclass
 class Result:
-    """Of one model, precision and mode; `seconds` of each pass over the batches, `setup` of what is done once."""
+    """Of one model, precision and mode. Rates: the median, least and most of the passes over the batches.
+
+    `setup_seconds`: from building the model to the end of the first update of each bucket.
+    """
 
     model: str
     precision: str
@@ -102,33 +106,63 @@ class Result:
 
 def main() -> None:
     options = arguments().parse_args()
-    device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    peaks = peaks_of(name, options.peak_tflops)
-    print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, peak TFLOP/s {peaks or 'unknown'}")
-    batches = make_batches(options.tokens, options.longest, options.updates, options.vocabulary, device)
-    print(describe(batches))
-    results, profiles = [], []
-    for model, precision in itertools.product(options.models, options.precisions):
-        table = table_of(model, tiny=options.tiny, dropout=options.dropout)
-        flops = TRAINING_FACTOR * forward_flops(table, options.vocabulary, batches) / sum(b.tokens for b in batches)
-        bench = Bench(batches, options.vocabulary, options.passes, device, profiled=options.profile)
-        expected = None
-        for mode in options.modes or default_modes(model, device):
-            result = Result(model, precision, mode, training_flops_per_piece=flops)
-            change, profiled = bench.run(result, table)
-            expected = change if mode == "eager" else expected
-            if change is not None and expected is not None:
-                result.agreement = float(torch.nn.functional.cosine_similarity(change, expected, dim=0))
-            if precision in peaks:
-                result.mfu = flops * result.target_pieces_per_s / (peaks[precision] * 1e12)
-            print(f"{model} {precision} {mode}: {result.error or round(result.target_pieces_per_s)}", file=sys.stderr)
-            results.append(result)
-            profiles += [profiled] if profiled else []
+    pairs = list(itertools.product(options.models, options.precisions))
+    if len(pairs) == 1:
+        results, profiles = measured(*pairs[0], options)
+    else:
+        reports = [apart(model, precision) for model, precision in pairs]
+        results = [Result(**result) for report in reports for result in report["results"]]
+        profiles = [profile for report in reports for profile in report["profiles"]]
+    name, peaks = device_of(options)
+    print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, peak TFLOP/s {peaks or 'unknown'}\n")
     print_tables(results, profiles)
     found = {"device": name, "torch": torch.__version__, "peak_tflops": peaks, "tokens": options.tokens}
     print(json.dumps(found | {"results": [asdict(result) for result in results], "profiles": profiles}))
     sys.exit(any(result.error for result in results))
+
+
+def apart(model: str, precision: str) -> dict[str, Any]:
+    """Return what this script says of one model and precision in a process of its own, which alone an error spoils."""
+    # Of an argument that is given twice the last one counts.
+    command = [sys.executable, __file__, *sys.argv[1:], "--models", model, "--precisions", precision]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    lines = ended.stdout.splitlines()
+    if lines and lines[-1].startswith("{"):
+        report: dict[str, Any] = json.loads(lines[-1])
+        return report
+    failed = Result(model, precision, "all", error=f"the process ended with status {ended.returncode}")
+    return {"results": [asdict(failed)], "profiles": []}
+
+
+def measured(model: str, precision: str, options: argparse.Namespace) -> tuple[list[Result], list[dict[str, Any]]]:
+    """Return the figures of all modes of one model and precision."""
+    device = torch.device(options.device)
+    _, peaks = device_of(options)
+    batches = make_batches(options.tokens, options.longest, options.updates, options.vocabulary, device)
+    print(describe(batches), file=sys.stderr)
+    table = table_of(model, tiny=options.tiny, dropout=options.dropout)
+    flops = TRAINING_FACTOR * forward_flops(table, options.vocabulary, batches) / sum(b.tokens for b in batches)
+    bench = Bench(batches, options.vocabulary, options.passes, device, profiling=options.profile)
+    results, profiles, expected = [], [], None
+    for mode in options.modes or default_modes(model, device):
+        result = Result(model, precision, mode, training_flops_per_piece=flops)
+        change, profiled = bench.run(result, table)
+        expected = change if mode == "eager" else expected
+        if change is not None and expected is not None:
+            result.agreement = float(torch.nn.functional.cosine_similarity(change, expected, dim=0))
+        if precision in peaks:
+            result.mfu = flops * result.target_pieces_per_s / (peaks[precision] * 1e12)
+        print(f"{model} {precision} {mode}: {result.error or round(result.target_pieces_per_s)}", file=sys.stderr)
+        results.append(result)
+        profiles += [profiled] if profiled else []
+    return results, profiles
+
+
+def device_of(options: argparse.Namespace) -> tuple[str, dict[str, float]]:
+    """Return the device's name and its peaks."""
+    device = torch.device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return name, peaks_of(name, options.peak_tflops)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -144,7 +178,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--passes", type=int, default=3, help="that are timed")
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--dropout", type=float, help="in place of the models' own")
-    parser.add_argument("--peak-tflops", type=float, help="of the only precision; for a GPU that is not in the table")
+    parser.add_argument("--peak-tflops", type=float, help="of a GPU that is not in the table, or of one precision")
     parser.add_argument("--no-profile", dest="profile", action="store_false")
     parser.add_argument("--tiny", action="store_true", help="models of a few units")
     parser.set_defaults(precisions=["bfloat16", "tf32"] if on_gpu else ["float32"])
@@ -152,7 +186,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def peaks_of(name: str, given: float | None) -> dict[str, float]:
-    """Return TFLOP/s by precision; nothing for a device that is not known, where none are given."""
+    """Return TFLOP/s by precision; nothing for a device that is not known, where none is given."""
     if given is not None:
         return dict.fromkeys(("bfloat16", "tf32", "float32"), given)
     return next((peaks for part, peaks in PEAKS if part in name), {})
@@ -184,7 +218,7 @@ class Bench:
     vocabulary: int
     passes: int
     device: torch.device
-    profiled: bool
+    profiling: bool
 
     def run(self, result: Result, table: ModelTable) -> tuple[Tensor | None, dict[str, Any]]:
         """Fill the result; return the weights' change over the first update of each bucket, and the profiler's figures.
@@ -219,7 +253,7 @@ class Bench:
             result.memory_gb = torch.cuda.max_memory_allocated(self.device) / 1e9
         if result.mode == "compiled":
             result.graph_breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
-        wanted = self.profiled and result.mode in ("eager", "graphs")
+        wanted = self.profiling and result.mode in ("eager", "graphs")
         return change, self._profile(run.model, result, update, numbers) if wanted else {}
 
     def _pass(self, update: Update, batches: Sequence[Batch], numbers: Iterator[int]) -> tuple[float, float]:
@@ -267,7 +301,7 @@ def named_decoder(model: Seq2Seq) -> Iterator[None]:
 
     def enter(*_: object) -> None:
         spans.append(record_function("decoder"))
-        spans[-1].__enter__()
+        spans[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def leave(*_: object) -> None:
         spans.pop().__exit__(None, None, None)
@@ -323,7 +357,7 @@ def _union(events: Sequence[Mapping[str, Any]]) -> float:
 
 
 def print_tables(results: Sequence[Result], profiles: Sequence[Mapping[str, Any]]) -> None:
-    print("\n| model | precision | mode | target pieces/s | ms an update | MFU | GB | setup s | loss | agreement |")
+    print("| model | precision | mode | target pieces/s | ms an update | MFU | GB | setup s | loss | agreement |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for r in results:
         start = f"| {r.model} | {r.precision} | {r.mode} |"

@@ -297,7 +297,7 @@ def capture(run: Run, batch: StaticBatch, pool: Any) -> Captured:
     """Return the graph of an update; the weights and the optimiser's state are as before."""
     inputs = StaticBatch(*(tensor.clone() for tensor in batch))
     before = [parameter.detach().clone() for parameter in run.model.parameters()]
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):  # what libraries set up at first use cannot be captured

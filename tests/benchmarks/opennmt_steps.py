@@ -43,7 +43,7 @@ SYSTEMS = {
     "transformer": [
         "-encoder_type=transformer", "-decoder_type=transformer", "-layers=3", "-heads=4", "-hidden_size=256",
         "-word_vec_size=256", "-transformer_ff=1024", "-position_encoding", "-share_embeddings",
-        "-share_decoder_embeddings", "-dropout=0.1", "-attention_dropout=0.1", "-param_init=0", "-param_init_glorot",
+        "-share_decoder_embeddings", "-dropout=0.1", "-attention_dropout=0", "-param_init=0", "-param_init_glorot",
     ],
 }  # fmt: skip
 

@@ -19,10 +19,10 @@ A peer's virtual environment, outside the project, torch 2.13.0 as here:
 
     python -m venv fairseq && fairseq/bin/pip install torch==2.13.0 numpy "setuptools<80" wheel cython
     fairseq/bin/pip install bitarray cffi hydra-core==1.3.2 omegaconf==2.3.0 regex sacrebleu scikit-learn tqdm
-    pip download --no-deps --no-binary fairseq --no-build-isolation fairseq==0.12.2     # needs setuptools and wheel
+    fairseq/bin/pip download --no-deps --no-binary fairseq --no-build-isolation fairseq==0.12.2
     tar xf fairseq-0.12.2.tar.gz && cd fairseq-0.12.2
     # Python 3.11 takes no dataclass as a default
-    sed -i -E 's/^(\\s+\\w+: \\w+ = )(\\w+)\\(\\)\\s*$/\\1field(default_factory=\\2)/; \\
+    sed -i -E 's/^(\\s+\\w+: \\w+ = )(\\w+)\\(\\)\\s*$/\\1field(default_factory=\\2)/
         s/field\\(default=(\\w+)\\(\\)\\)/field(default_factory=\\1)/' \\
         fairseq/dataclass/configs.py fairseq/models/transformer/transformer_config.py
     sed -i 's/\\.default$/; v = v.default_factory() if callable(v.default_factory) else v.default/' \\

@@ -61,7 +61,7 @@ def read_batches(path: Path) -> tuple[int, list[list[Padded]]]:
     with np.load(path) as arrays:
         updates: list[list[Padded]] = []
         while f"{len(updates)}.0.src" in arrays:
-            number, update = len(updates), []
+            number, update = len(updates), list[Padded]()
             while f"{number}.{len(update)}.src" in arrays:
                 prefix = f"{number}.{len(update)}"
                 update.append(Padded(*(torch.from_numpy(arrays[f"{prefix}.{name}"]) for name in Padded._fields)))

@@ -33,15 +33,15 @@ def test_sinusoids_from_a_later_position_on_are_the_rest_of_the_table() -> None:
     torch.testing.assert_close(sinusoids(5, 6, CPU, first=7, dtype=torch.float64), table[7:], rtol=0, atol=1e-14)
 
 
-def test_a_rotation_multiplies_each_pair_of_units_as_a_complex_number() -> None:
+def test_a_rotation_turns_each_pair_of_units_as_a_complex_number_by_the_papers_angle() -> None:
     dim, first = 6, 4
     x = torch.randn(2, 5, 3, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = rotated(x, rotation(5, dim, CPU, first=first, dtype=torch.float64))
     for batch, t, head, i in [(b, t, n, i) for b in range(2) for t in range(5) for n in range(3) for i in range(3)]:
-        number = complex(x[batch, t, head, i], x[batch, t, head, i + dim // 2])
+        number = complex(x[batch, t, head, 2 * i], x[batch, t, head, 2 * i + 1])
         number *= cmath.exp(1j * (first + t) * 10_000 ** (-2 * i / dim))
-        assert found[batch, t, head, i].item() == pytest.approx(number.real, abs=1e-12)
-        assert found[batch, t, head, i + dim // 2].item() == pytest.approx(number.imag, abs=1e-12)
+        assert found[batch, t, head, 2 * i].item() == pytest.approx(number.real, abs=1e-12)
+        assert found[batch, t, head, 2 * i + 1].item() == pytest.approx(number.imag, abs=1e-12)
 
 
 def test_products_of_rotated_vectors_depend_on_the_difference_of_their_positions_alone() -> None:

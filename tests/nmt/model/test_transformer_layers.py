@@ -142,7 +142,7 @@ def test_only_rotary_positions_rotate() -> None:
     assert Inputs(table()).rotation(x, 0) is None
     by = Inputs(table(positions="rotary")).rotation(x, 5)
     assert by is not None
-    close(by.cosines[2, 0], torch.tensor([7.0, 7.0 / 100.0], dtype=torch.float64).cos())
+    close(by[2, 0].angle(), torch.tensor([7.0 - 2 * torch.pi, 7.0 / 100.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
