@@ -51,7 +51,7 @@ from pipelines.tokenizer import Tokenizer
 
 EMBEDDING_DIM = 256
 TOLERANCE = 0.03  # of the parameters
-STEP = 16  # of the sizes that are tried
+STEP = 8  # of the sizes that are tried
 WARMUP = 0.08  # of the time
 TRAIN = TrainConfig(
     microbatch_tokens=1024,
@@ -77,6 +77,7 @@ SIZES = {
     "transformer": Size(
         "feed_forward_dim", {"encoder_layers": 3, "decoder_layers": 3, "attention_heads": 4, "dropout": 0.2}, 1e-3
     ),
+    "convolutional": Size("hidden_dim", {"dropout": 0.2}, 1e-3),
 }
 
 
@@ -118,8 +119,9 @@ def main() -> None:
 
 
 def variants() -> dict[str, tuple[str, Variant]]:
-    """Return the variants of all architectures, each with its architecture's name."""
-    return {variant.name: (name, variant) for name in ARCHITECTURES for variant in architecture(name).variants}
+    """Return the variants that translate, by their names, each with its architecture's name."""
+    translating = [name for name in ARCHITECTURES if architecture(name).table.has_source]
+    return {variant.name: (name, variant) for name in translating for variant in architecture(name).variants}
 
 
 def train_apart(options: argparse.Namespace) -> None:

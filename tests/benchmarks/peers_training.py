@@ -13,7 +13,8 @@ micro-batches and the threads, as training's workers do; the peers do the same m
 median over the updates, with the least and the most of the rounds, by the clock and by CPU time; the ratio to the
 fastest peer of its family that has the line; the cores that other processes kept busy; the loss of the last update,
 which says that it trains. By the clock a figure counts only where next to no core was busy with others; CPU time tells
-more on a machine that is shared, and of one thread.
+more on a machine that is shared, and of one thread. How much the line and bf16 bring depends on the processor, so the
+rates of one product are printed first.
 
 A peer's virtual environment, outside the project, torch 2.13.0 as here:
 
@@ -50,6 +51,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +60,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from step_timing import Padded, target_pieces, write_batches
 
 from nmt.batches import padded, plan_epoch
@@ -112,6 +115,7 @@ def main() -> None:
     options = arguments().parse_args()
     systems = chosen_systems(options)
     found: dict[System, list[Figures]] = defaultdict(list)
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         batches = Path(folder) / "batches.npz"
         describe(make_batches(options, batches))
@@ -143,6 +147,35 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--vocabulary", type=int, default=8000)
     parser.add_argument("--output", type=Path, help="JSON lines of all timings are appended to it")
     return parser
+
+
+def machine() -> str:
+    """Return what processor this is and how fast its products are: what the line and bf16 can gain here at most."""
+    known = dict.fromkeys(("model name", "cpu family", "model"), "?")
+    for line in lines(Path("/proc/cpuinfo")) if Path("/proc/cpuinfo").exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() in known:
+            known[name.strip()] = value.strip()
+    torch.set_num_threads(1)
+    rates = []
+    for precision, dtype in (("highest", torch.float32), ("medium", torch.float32), ("medium", torch.bfloat16)):
+        torch.set_float32_matmul_precision(precision)
+        rates.append(product_rate(dtype))
+    return (
+        f"{known['model name']}, family {known['cpu family']}, model {known['model']}; 2048 x 2048 x 2048, one thread: "
+        f"{rates[0]:.0f} GFLOP/s plain, {rates[1]:.0f} with the line, {rates[2]:.0f} bf16"
+    )
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Return GFLOP per CPU-second of a product of matrices, the best of eight."""
+    size, best = 2048, 0.0
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    for _ in range(8):
+        start = time.process_time()
+        torch.mm(left, right)
+        best = max(best, 2e-9 * size**3 / (time.process_time() - start))
+    return best
 
 
 # The batches

@@ -31,7 +31,7 @@ Symbols = npt.NDArray[np.int32]
 
 FIRST, SYMBOLS = 4, 12  # symbols are the pieces behind the special ones
 SIZE = FIRST + SYMBOLS
-BATCH, HELD_OUT = 64, 200  # sequences
+BATCH, ENDING, JUDGING = 64, 600, 300  # sequences of an update, of those that end training, of those that judge
 GOAL, STOP = 0.99, 0.998  # of the pieces that judge, and of those that end training, so that there is a margin
 UPDATES_BETWEEN_LOOKS = 25
 
@@ -150,7 +150,7 @@ def test_it_learns_to_copy_and_to_reverse(
 ) -> None:
     lesson, draw = lesson_of(name, variant), np.random.default_rng(7)
     model = new_model(name, variant, lesson)
-    held_out = drawn(draw, 2 * HELD_OUT, lesson.lengths)
+    held_out = drawn(draw, ENDING + JUDGING, lesson.lengths)
     unseen = {tuple(sequence.tolist()) for sequence in held_out}
 
     def with_targets(sources: list[Symbols]) -> MicroBatch:
@@ -160,7 +160,7 @@ def test_it_learns_to_copy_and_to_reverse(
         sources = drawn(draw, BATCH, lesson.lengths)
         return with_targets([source for source in sources if tuple(source.tolist()) not in unseen])
 
-    ending, judging = with_targets(held_out[:HELD_OUT]), with_targets(held_out[HELD_OUT:])
+    ending, judging = with_targets(held_out[:ENDING]), with_targets(held_out[ENDING:])
     updates = teach(model, lesson, next_batch, lambda: shares_right(model, ending)[0])
     pieces, whole = shares_right(model, judging)
     report = {"updates": updates, "pieces_right": round(pieces, 4), "sequences_right": round(whole, 4)}
@@ -219,7 +219,7 @@ def test_a_language_model_learns_to_go_on_by_a_grammar(
         found = continued(model, torch.from_numpy(starts).long(), length).numpy()
         return float((found == by_grammar(starts, length))[:, given:].mean())
 
-    ending, judging = random_symbols(HELD_OUT, given), random_symbols(HELD_OUT, given)
+    ending, judging = random_symbols(ENDING, given), random_symbols(JUDGING, given)
     updates = teach(model, lesson, next_batch, lambda: share_right(ending))
     report = {"updates": updates, "pieces_right": round(share_right(judging), 4)}
     for key, value in report.items():
