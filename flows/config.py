@@ -111,6 +111,7 @@ class Recipe(Table):
                 where="model.share_embeddings",
                 remedy="Set tokenizer.joint: true, or model.share_embeddings: false",
             )
+        self._check_positions(table)
         check_stopping(table, self.train)
         if not table.has_source and self.publish != PublishConfig():
             raise InputError(
@@ -123,6 +124,23 @@ class Recipe(Table):
     def translates(self) -> bool:
         """Return whether the model translates: a language model does not. Read on demand, as `model_table`."""
         return architecture(self.model.get("architecture", DEFAULT)).table.has_source
+
+    def _check_positions(self, table: ModelTable) -> None:
+        """Raise InputError where training or translation would go beyond the positions that a model learns."""
+        if getattr(table, "positions", None) != "learned":
+            return
+        from nmt.search import max_target_pieces  # torch is there by now
+
+        bound: int = table.max_positions  # type: ignore[attr-defined]
+        search = self.translate
+        longest = max_target_pieces(search, search.max_source_pieces)
+        for key, pieces in (("train.max_pieces", self.train.max_pieces), ("translate.max_source_pieces", longest)):
+            if pieces > bound:
+                raise InputError(
+                    f"{key} lets {pieces} pieces through, and the model learns {bound} positions",
+                    where="model.max_positions",
+                    remedy=f"Raise it, or lower {key}",
+                )
 
     @model_validator(mode="after")
     def _tags_are_known(self) -> Self:

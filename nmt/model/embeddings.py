@@ -21,13 +21,21 @@ def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor
     return x * keep_mask(x.shape, rate, generator, like=x)
 
 
+_LANES = 2**16  # values of a 16-bit number
+
+
 def keep_mask(shape: torch.Size | tuple[int, ...], rate: float, generator: torch.Generator, *, like: Tensor) -> Tensor:
     """Return a mask of 0 and 1 / (1 - rate), of `shape`, with the dtype and device of `like`.
 
-    Drawn in float32 whatever the dtype, so that the noise is the same in every precision.
+    An entry is 0 where a number of 16 random bits is below the rate, so that the rate is exact to 2^-17, and the other
+    value is of the rate as it then is. Four numbers of one draw cost a fourth of as many uniform floats on a CPU. The
+    noise of a generator's seed is the same in every precision.
     """
-    keep = torch.rand(shape, generator=generator, device=like.device) >= rate
-    return keep.to(like.dtype).mul_(1.0 / (1.0 - rate))
+    number = torch.Size(shape).numel()
+    dropped = min(round(rate * _LANES), _LANES - 1)
+    draws = torch.empty((number + 3) // 4, dtype=torch.int64, device=like.device)
+    lanes = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[:number].view(shape)
+    return lanes.ge_(dropped - _LANES // 2).to(like.dtype).mul_(_LANES / (_LANES - dropped))
 
 
 def wide(x: Tensor) -> Tensor:

@@ -128,12 +128,15 @@ def attend(
 
 
 def _is_fused(queries: Tensor, weight_dropout: float, generator: torch.Generator | None) -> bool:
-    """Return whether torch's fused attention will do. Dropout in it draws from torch's global generator.
+    """Return whether torch's fused attention will do: not with dropout, which it draws from torch's global generator.
 
-    On CPU its backward pass in bfloat16 takes five times as long as that of the plain products.
+    On CPU it loses by its many small products in bfloat16, which those in float32 become at matmul precision medium:
+    forward and backward take twice to five times as long as the plain products of whole batches.
     """
-    drops = generator is not None and weight_dropout > 0.0
-    return not drops and (queries.device.type != "cpu" or queries.dtype != torch.bfloat16)
+    if generator is not None and weight_dropout > 0.0:
+        return False
+    rounds = queries.dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
+    return queries.device.type != "cpu" or not (rounds or queries.dtype == torch.bfloat16)
 
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:

@@ -55,19 +55,19 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, max_positions: int, dim: int) -> None:
         super().__init__()
-        self.max_positions = max_positions
-        self.table = nn.Parameter(torch.empty(max_positions, dim))
-        nn.init.normal_(self.table, std=dim**-0.5)
+        self.table = nn.Embedding(max_positions, dim)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
 
     def forward(self, num_positions: int, first: int) -> Tensor:
         """Return the vectors [num_positions, E] from position `first` on. Raises ValueError beyond max_positions."""
         end = first + num_positions
-        if end > self.max_positions:
+        if end > self.table.num_embeddings:
             raise ValueError(
-                f"{end} positions, but the model has learned {self.max_positions}: "
+                f"{end} positions, but the model has learned {self.table.num_embeddings}: "
                 "train with a larger max_positions, or keep sentences and translations shorter"
             )
-        return self.table[first:end]
+        vectors: Tensor = self.table(torch.arange(first, end, device=self.table.weight.device))
+        return vectors
 
 
 def _angles(num_positions: int, dim: int, device: torch.device, first: int, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmt.model.embeddings import dropout, keep_mask, wide
+from nmt.model.embeddings import dropout, wide
 from nmt.model.multi_head_attention import CrossAttention, KeysValues, SelfAttention, projection
 from nmt.model.positions import LearnedPositions, rotation, sinusoids
 from nmt.model.ssru import Ssru
@@ -70,11 +70,7 @@ class Residual(nn.Module):
 
     def after(self, x: Tensor, added: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return [B, T, E] of x and of what the sublayer adds to it."""
-        if generator is None or self.dropout == 0.0:
-            x = x + added
-        else:
-            # One pass instead of two, and all in the type of x: operations of two types are slow on CPU.
-            x = torch.addcmul(x, added.to(x.dtype), keep_mask(added.shape, self.dropout, generator, like=x))
+        x = x + dropout(added, self.dropout, generator)
         return x if self.pre else self.norm(x)
 
 

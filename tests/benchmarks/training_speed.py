@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from step_timing import Padded, parser, prepare, read_batches, report, target_pieces, timed
 
+from nmt.allocation import keep_freed_memory
 from nmt.architectures import build_model, model_table
 from nmt.batches import MicroBatch
 from nmt.config import TrainConfig
@@ -41,6 +42,7 @@ def main() -> None:
     arguments.add_argument("--store", help="a file that does not exist yet, through which the workers meet")
     options = arguments.parse_args()
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # as in training, and read at first use
+    keep_freed_memory()  # as in training
     prepare(options)
     if options.workers > 1:
         dist.init_process_group(

@@ -181,3 +181,12 @@ def test_a_table_alone_refuses_keys_of_another() -> None:
 def test_the_schema_lists_a_key_with_its_default() -> None:
     properties = schema()["recipe"]["$defs"]["TrainConfig"]["properties"]
     assert properties["max_epochs"]["default"] == 20
+
+
+@pytest.mark.parametrize(("key", "value"), [("train.max_pieces", 600), ("translate.max_source_pieces", 300)])
+def test_learned_positions_that_do_not_reach_are_refused(recipe: Path, key: str, value: int) -> None:
+    model = "model={architecture: transformer, positions: learned}"
+    define = {"DATA": "/data"}
+    load_recipe(str(recipe), define=define, overrides=[model])
+    with pytest.raises(InputError, match=f"{key} lets .* learns 512 positions"):
+        load_recipe(str(recipe), define=define, overrides=[model, f"{key}={value}"])

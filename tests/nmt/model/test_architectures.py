@@ -291,13 +291,13 @@ def test_noise_is_a_function_of_the_generators_seed_alone(name: str, variant: Va
 
 @every_variant
 def test_lower_precisions_are_near_the_higher_ones(name: str, variant: Variant) -> None:
-    # Bounds are relative to the largest logit: a hundred times float32's rounding (2^-24), sixteen times bfloat16's
-    # (2^-9), since a few dozen roundings follow each other from the embeddings to the scores.
+    # Bounds are relative to the largest logit: 64 times float32's rounding (2^-24), 16 times bfloat16's (2^-9), as
+    # dozens of roundings, of which some cancel, follow each other from the embeddings to the scores.
     config, batch = noiseless(name, variant.keys), whole_batch()
     exact = model_of(config)
     single = copy.deepcopy(exact).float()
     with torch.no_grad():
-        assert relative_error(logits_of(single, batch), logits_of(exact, batch)) < 100 * 2**-24
+        assert relative_error(logits_of(single, batch), logits_of(exact, batch)) < 64 * 2**-24
     for generator in generators():
         with torch.autocast("cpu", torch.bfloat16):
             low = copy.deepcopy(single)
@@ -316,8 +316,8 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 @every_variant
 def test_a_new_model_knows_nothing_and_is_sure_of_nothing(name: str, variant: Variant) -> None:
-    # Logits of variance v add about v / 2 to log V (the mean of a log-normal distribution): v is at most about 1 for
-    # vectors of unit entries with embeddings drawn from N(0, 1/E).
+    # Logits of variance v add about v / 2 to log V, as the mean of a log-normal distribution is exp(v / 2). With
+    # embeddings drawn from N(0, 1/E) v is about 1 for vectors behind a layer norm, and far less for all others.
     size = 1000
     model = build_model(tiny(name, variant.keys, dim=32), size, size, seed=3)
     draw = torch.Generator().manual_seed(6)
@@ -325,7 +325,7 @@ def test_a_new_model_knows_nothing_and_is_sure_of_nothing(name: str, variant: Va
     batch = batch_of(src, target, torch.full((8,), 9), torch.full((8,), 9))
     with torch.no_grad():
         loss = float(loss_of(model, batch)) / target.numel()
-    assert math.log(size) - 0.25 < loss < math.log(size) + 1.0
+    assert math.log(size) - 0.05 < loss < math.log(size) + 0.75
 
 
 @every_variant
@@ -491,29 +491,39 @@ def built(config: ModelTable) -> Seq2Seq | None:
         return None
 
 
+def assert_keeps_the_contracts(model: Seq2Seq) -> None:
+    """Hold a model of float64, whose weights this changes, against what the tests above hold every variant against."""
+    batch = whole_batch()
+    one_update(model, batch)  # so that nothing stands at its first value
+    for gradient in gradients_of(model, batch, torch.Generator().manual_seed(1)).values():
+        assert torch.isfinite(gradient).all()
+    noisy = with_noise_behind(batch, 3)
+    assert_gradients_close(gradients_of(model, noisy), gradients_of(model, batch))
+    with torch.no_grad():
+        logits = logits_of(model, batch)
+        torch.testing.assert_close(logits_of(model, noisy), logits, **EXACT)
+        for row, expected in enumerate(logits.split(TGT_LENGTHS)):
+            torch.testing.assert_close(logits_of(model, rows_of(batch, [row])), expected, **EXACT)
+        assert_step_by_step_is_teacher_forcing(model, batch)
+        assert_attention_is_a_distribution(model, batch)
+    limit = TranslateConfig(method="greedy", max_length_factor=1.0, max_length_offset=2)
+    found = search(model, batch.src, batch.src_lengths, limit)
+    assert all(len(h.ids) <= max_target_pieces(limit, n) for h, n in zip(found, SRC_LENGTHS, strict=True))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_any_valid_config_is_a_model_that_keeps_the_contracts(name: str) -> None:
     @settings(max_examples=25, deadline=None, derandomize=True, database=None)
     @given(configs(name))
     def check(config: ModelTable) -> None:
         model = built(config)
-        if model is None:
-            return
-        batch = whole_batch()
-        one_update(model, batch)  # so that nothing stands at its first value
-        with torch.no_grad():
-            assert_step_by_step_is_teacher_forcing(model, batch)
-            assert_attention_is_a_distribution(model, batch)
-            logits = logits_of(model, batch)
-            torch.testing.assert_close(logits_of(model, with_noise_behind(batch, 3)), logits, **EXACT)
-            torch.testing.assert_close(logits_of(model, rows_of(batch, [2])), logits[-TGT_LENGTHS[2] :], **EXACT)
-        for gradient in gradients_of(model, batch, torch.Generator().manual_seed(1)).values():
-            assert torch.isfinite(gradient).all()
-        limit = TranslateConfig(method="greedy", max_length_factor=1.0, max_length_offset=2)
-        found = search(model, batch.src, batch.src_lengths, limit)
-        assert all(len(h.ids) <= max_target_pieces(limit, n) for h, n in zip(found, SRC_LENGTHS, strict=True))
+        if model is not None:
+            assert_keeps_the_contracts(model)
 
     check()
+
+
+# Variants
 
 
 def test_no_two_variants_have_one_name() -> None:

@@ -32,7 +32,7 @@ Symbols = npt.NDArray[np.int32]
 FIRST, SYMBOLS = 4, 12  # symbols are the pieces behind the special ones
 SIZE = FIRST + SYMBOLS
 BATCH, ENDING, JUDGING = 64, 600, 300  # sequences of an update, of those that end training, of those that judge
-GOAL, STOP = 0.99, 0.998  # of the pieces that judge, and of those that end training, so that there is a margin
+GOAL, STOP = 0.99, 0.999  # of the pieces that judge, and of those that end training, so that there is a margin
 UPDATES_BETWEEN_LOOKS = 25
 
 
@@ -57,6 +57,7 @@ LESSONS = {
             "decoder_layers": 2,
         },
         rate=5e-3,
+        lengths=(3, 5),
     ),
     "convolutional": Lesson({"embedding_dim": 32, "hidden_dim": 32, "encoder_layers": 2, "decoder_layers": 2}),
     "recurrent_lm": Lesson({"embedding_dim": 32, "hidden_dim": 64}),

@@ -128,6 +128,22 @@ def test_dropout_acts_on_the_weights_and_its_noise_is_the_generators(causal: boo
     close(evaluated, (weights @ values).transpose(1, 2).flatten(2))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_is_the_same_at_every_precision_of_products(causal: bool) -> None:
+    generator = torch.Generator().manual_seed(11)
+    queries, keys, values = torch.randn(3, 3, HEADS, 6, 4, generator=generator)
+    mask = None if causal else MASK[:, None, None]
+    found = {}
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            found[precision] = attend(queries, KeysValues(keys, values), mask, 0.0, None, causal=causal)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(found["medium"], found["highest"], rtol=0.02, atol=0.02)
+
+
 def test_attention_in_bfloat16_is_near_that_in_float64_and_its_weights_are_float32() -> None:
     generator = torch.Generator().manual_seed(9)
     queries, keys, values = torch.randn(3, 3, HEADS, 6, 4, generator=generator).bfloat16()

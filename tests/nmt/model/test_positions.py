@@ -63,8 +63,8 @@ def test_products_of_rotated_vectors_depend_on_the_difference_of_their_positions
 
 def test_learned_positions_are_the_rows_of_their_table() -> None:
     learned = LearnedPositions(7, 4)
-    assert torch.equal(learned(3, 2), learned.table[2:5])
-    assert torch.equal(learned(7, 0), learned.table)
+    assert torch.equal(learned(3, 2), learned.table.weight[2:5])
+    assert torch.equal(learned(7, 0), learned.table.weight)
 
 
 @pytest.mark.parametrize("number, first", [(8, 0), (1, 7), (3, 5)])

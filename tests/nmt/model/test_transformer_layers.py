@@ -133,7 +133,7 @@ def test_inputs_are_embeddings_times_the_root_of_their_size_and_positions() -> N
     scaled = embedded * E**0.5
     close(Inputs(table())(embedded, 3, None), scaled + sinusoids(7, E, embedded.device, dtype=torch.float64)[3:])
     learned = Inputs(table(positions="learned", max_positions=9)).double()
-    close(learned(embedded, 3, None), scaled + learned.positions.table[3:7])
+    close(learned(embedded, 3, None), scaled + learned.positions.table.weight[3:7])
     close(Inputs(table(positions="rotary"))(embedded, 3, None), scaled)
 
 
