@@ -20,6 +20,7 @@ from nmt.batches import MicroBatch, collate, one_sided
 from nmt.checkpoint import load_model, training_checkpoints
 from nmt.config import TrainConfig
 from nmt.metrics import read_metrics, validation_line
+from nmt.model.embeddings import keep_mask
 from nmt.model.language_model import RecurrentLanguageModelConfig
 from nmt.model.seq2seq import Encoded, Seq2Seq
 from nmt.objectives.supervised import supervised
@@ -137,7 +138,7 @@ def test_recurrent_dropout_is_one_mask_over_time_on_the_hidden_state() -> None:
     (layer,) = model.decoder.layers  # type: ignore[union-attr, misc]
     cell = nn.RNNCell(5, 7).double()
     cell.load_state_dict(layer.state_dict())
-    mask = (torch.rand((3, 7), generator=torch.Generator().manual_seed(5)) >= 0.4).double() / 0.6
+    mask = keep_mask((3, 7), 0.4, torch.Generator().manual_seed(5), like=torch.zeros((), dtype=torch.float64))
     hidden, expected = torch.zeros(3, 7, dtype=torch.float64), []
     with torch.no_grad():
         found = model(given.src, given.src_lengths, given.previous, torch.Generator().manual_seed(5)).vectors

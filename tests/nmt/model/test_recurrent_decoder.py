@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nmt.architectures import architecture, build_model
 from nmt.model.attention import AdditiveAttention
+from nmt.model.embeddings import keep_mask
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.recurrent_decoder import Decoder, DecoderState
 from nmt.model.recurrent_encoder import EncoderOutput
@@ -380,7 +381,7 @@ def test_recurrent_dropout_has_one_mask_for_all_steps() -> None:
     decoder = decoder_of(**keys, recurrent_dropout=0.5)
     output = encoder_output(has_cell=False)
     found = decoder(pieces(), decoder.start(output), torch.Generator().manual_seed(3)).vectors
-    mask = 2.0 * (torch.rand(3, H, generator=torch.Generator().manual_seed(3)) >= 0.5)
+    mask = keep_mask((3, H), 0.5, torch.Generator().manual_seed(3), like=output.final)
     layer = decoder.layers[0]
     hidden = output.final
     for t in range(STEPS):
