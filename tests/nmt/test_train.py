@@ -33,7 +33,7 @@ from tests.nmt.conftest import LANGUAGES, ToyStages
 
 MODEL = RecurrentConfig(embedding_dim=16, hidden_dim=24, dropout=0.1)
 CONFIG = TrainConfig(
-    max_epochs=14, patience=14, microbatch_tokens=160, microbatches_per_update=4, learning_rate=0.01, warmup_updates=4,
+    max_epochs=14, patience=14, microbatch_tokens=160, microbatches_per_update=4, learning_rate=0.004, warmup_updates=4,
     ema_decay=0.9, checkpoint_updates=3, log_updates=2,
 )  # fmt: skip
 
