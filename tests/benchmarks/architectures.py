@@ -1,17 +1,18 @@
 """Train variants of the architectures at equal parameters and equal CPU time, and compare their BLEU.
 
     seqloom prepare multi30k-en-de --define DATA=... --workdir WORKDIR
-    python tests/benchmarks/architectures.py WORKDIR/multi30k-en-de/stages --seconds 480 --parameters 6_000_000 \
-        --variants luong-general,vaswani-base --output results.jsonl [--jobs 2] [--seed 1] [--learning-rate 1e-3]
+    python tests/benchmarks/architectures.py WORKDIR/multi30k-en-de/stages --variants luong-general,transformer
+        [--seconds 480] [--parameters 6_000_000] [--output results.jsonl] [--jobs 2] [--seed 1] [--learning-rate 1e-3]
     python tests/benchmarks/architectures.py --table results.jsonl
     python tests/benchmarks/architectures.py --list
 
 The folder `stages` of a prepared recipe holds its shards, its tokeniser and the raw references. Each variant is trained
 in a process of one thread, `--jobs` of them side by side, until its updates have taken `--seconds` of CPU time: what
 evaluation and preparation take is not counted, what collating batches takes is. embedding_dim is the same for all, and
-the size that SIZES names is chosen so that the parameters are within 3 % of `--parameters`. Batches, precision and
-averaging are those of the recipe multi30k-en-de; the learning rate rises over the first part of the time and falls to 0
-along half a cosine. Dev and test are translated with the averaged weights by beam search of 5, and scored by sacreBLEU.
+the size that SIZES names is chosen so that the parameters are within 3 % of `--parameters`. Precision and averaging are
+those of the recipe multi30k-en-de; an update is one micro-batch of it, since in so short a time twice the updates bring
+more than twice the batch. The learning rate rises over the first part of the time and falls to 0 along half a cosine.
+Dev and test are translated with the averaged weights by beam search of 5, and scored by sacreBLEU.
 
 Results are appended as lines of JSON; a variant that is there with the same budgets and seed is not trained again.
 """
@@ -55,7 +56,7 @@ STEP = 8  # of the sizes that are tried
 WARMUP = 0.08  # of the time
 TRAIN = TrainConfig(
     microbatch_tokens=1024,
-    microbatches_per_update=2,
+    microbatches_per_update=1,
     ema_decay=0.998,
     label_smoothing=0.1,
     precision="bfloat16",
@@ -73,11 +74,11 @@ class Size:
 
 
 SIZES = {
-    "recurrent": Size("hidden_dim", {"dropout": 0.3}, 2e-3),
+    "recurrent": Size("hidden_dim", {"dropout": 0.3}, 1.5e-3),
     "transformer": Size(
         "feed_forward_dim", {"encoder_layers": 3, "decoder_layers": 3, "attention_heads": 4, "dropout": 0.2}, 1e-3
     ),
-    "convolutional": Size("hidden_dim", {"dropout": 0.2}, 1e-3),
+    "convolutional": Size("hidden_dim", {"dropout": 0.2}, 2e-3),
 }
 
 
@@ -211,7 +212,8 @@ def trained(name: str, options: argparse.Namespace) -> dict[str, Any]:
     model_config = sized(kind, variant, data.tokenizer, options.parameters)
     config = TRAIN.model_copy(update={"seed": options.seed, "learning_rate": options.learning_rate or SIZES[kind].rate})
     model = build_model(model_config, data.tokenizer.source_size, data.tokenizer.target_size, seed=options.seed)
-    print(f"{name}: {model.num_parameters():,} parameters, {model_config.model_dump_json()}", file=sys.stderr)
+    keys = model_config.model_dump_json(exclude_unset=True)
+    print(f"{name}: {model.num_parameters():,} parameters, {keys}", file=sys.stderr)
     figures = train_for(model, data.splits["train"], config, options.seconds, name)
     return {
         "variant": name,
@@ -230,28 +232,28 @@ def train_for(model: Seq2Seq, shards: ShardColumns, config: TrainConfig, seconds
     """Train until the updates have taken so much CPU time, leave the averaged weights in the model, return figures."""
     parameters = list(model.parameters())
     optimizer, flat = make_optimizer(config, parameters), FlatGradients(parameters, collectors(model))
-    averages = Averages(parameters, config.ema_decay)
-    tgt_lengths = shards.tgt_lengths()
-    spent, tokens, done, epoch_share, shown, loss = 0.0, 0, 0, 0.0, 0.0, 0.0
-    for done, (update, share) in enumerate(updates(shards, config)):
-        started = time.process_time()
-        pieces = target_tokens(update, tgt_lengths)
+    averages, tgt_lengths = Averages(parameters, config.ema_decay), shards.tgt_lengths()
+    spent, tokens, shown = 0.0, 0, 0.0
+    for number, (update, epochs) in enumerate(updates(shards, config)):
+        started, pieces = time.process_time(), target_tokens(update, tgt_lengths)
         batches = [(i, collate(shards, rows)) for i, rows in enumerate(update)]
         figures = train_step(
             model, optimizer, flat, averages, batches, config,
-            update=done, target_tokens=pieces, rate=rate_at(spent / seconds, config.learning_rate), world=World(),
+            update=number, target_tokens=pieces, rate=rate_at(spent / seconds, config.learning_rate), world=World(),
         )  # fmt: skip
-        spent += time.process_time() - started
-        tokens, epoch_share, loss = tokens + pieces, share, figures.nll
+        spent, tokens = spent + time.process_time() - started, tokens + pieces
         if spent - shown >= seconds / 10:
             shown = spent
-            print(f"{name}: {spent:.0f} s, update {done + 1}, epoch {share:.2f}, nll {loss:.3f}", file=sys.stderr)
+            print(
+                f"{name}: {spent:.0f} s, update {number + 1}, epoch {epochs:.2f}, nll {figures.nll:.3f}",
+                file=sys.stderr,
+            )
         if spent >= seconds:
             break
     averages.swap()
     return {
-        "updates": done + 1,
-        "epochs": round(epoch_share, 3),
+        "updates": number + 1,
+        "epochs": round(epochs, 3),
         "target_tokens": tokens,
         "cpu_seconds": round(spent, 3),
         "target_tokens_per_cpu_second": round(tokens / spent, 1),
@@ -259,7 +261,7 @@ def train_for(model: Seq2Seq, shards: ShardColumns, config: TrainConfig, seconds
 
 
 def updates(shards: ShardColumns, config: TrainConfig) -> Iterator[tuple[list[Rows], float]]:
-    """Yield the updates of epoch after epoch without end, each with the epochs that are done behind it."""
+    """Yield the updates of epoch after epoch without end, each with how many epochs are done behind it."""
     src_lengths, tgt_lengths = shards.src_lengths(), shards.tgt_lengths()
     rows = trainable_rows(src_lengths, tgt_lengths, config.max_pieces)
     for epoch in count():
