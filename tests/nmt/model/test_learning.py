@@ -31,7 +31,7 @@ Symbols = npt.NDArray[np.int32]
 
 FIRST, SYMBOLS = 4, 12  # symbols are the pieces behind the special ones
 SIZE = FIRST + SYMBOLS
-BATCH, ENDING, JUDGING = 64, 600, 300  # sequences of an update, of those that end training, of those that judge
+BATCH, ENDING, JUDGING = 64, 600, 600  # sequences of an update, of those that end training, of those that judge
 GOAL, STOP = 0.99, 0.999  # of the pieces that judge, and of those that end training, so that there is a margin
 UPDATES_BETWEEN_LOOKS = 25
 
@@ -42,8 +42,8 @@ class Lesson:
 
     keys: dict[str, Any] = field(default_factory=dict)
     rate: float = 1e-2
-    updates: int = 400
-    lengths: tuple[int, int] = (3, 6)
+    updates: int = 300
+    lengths: tuple[int, int] = (3, 5)
 
 
 LESSONS = {
@@ -57,13 +57,12 @@ LESSONS = {
             "decoder_layers": 2,
         },
         rate=5e-3,
-        lengths=(3, 5),
     ),
     "convolutional": Lesson({"embedding_dim": 32, "hidden_dim": 32, "encoder_layers": 2, "decoder_layers": 2}),
-    "recurrent_lm": Lesson({"embedding_dim": 32, "hidden_dim": 64}),
+    "recurrent_lm": Lesson({"embedding_dim": 32, "hidden_dim": 64}, updates=400),
 }
 # One vector for a whole source holds less, and it takes longer to learn to read it.
-WITHOUT_ATTENTION = Lesson(LESSONS["recurrent"].keys, updates=700, lengths=(3, 5))
+WITHOUT_ATTENTION = Lesson(LESSONS["recurrent"].keys, updates=600)
 
 
 def lesson_of(name: str, variant: Variant) -> Lesson:
@@ -102,10 +101,11 @@ def batch_of(sources: list[Symbols], targets: list[Symbols]) -> MicroBatch:
 def teach(
     model: Seq2Seq, lesson: Lesson, next_batch: Callable[[], MicroBatch], share_right: Callable[[], float]
 ) -> int:
-    """Train until the share is STOP, or to the lesson's end; return the number of updates."""
+    """Train until the share is STOP at two looks in a row, or to the lesson's end; return the number of updates."""
     config = TrainConfig(learning_rate=lesson.rate, warmup_updates=20, label_smoothing=0.0)
     parameters = list(model.parameters())
     optimizer, flat = make_optimizer(config, parameters), FlatGradients(parameters, collectors(model))
+    looks_passed = 0
     for update in range(lesson.updates):
         batch = next_batch()
         train_step(
@@ -113,7 +113,9 @@ def teach(
             update=update, target_tokens=int(batch.target_lengths.sum()),
             rate=learning_rate(config, update, lesson.updates), world=World(),
         )  # fmt: skip
-        if (update + 1) % UPDATES_BETWEEN_LOOKS == 0 and share_right() >= STOP:
+        if (update + 1) % UPDATES_BETWEEN_LOOKS == 0:
+            looks_passed = looks_passed + 1 if share_right() >= STOP else 0
+        if looks_passed == 2:
             return update + 1
     return lesson.updates
 
