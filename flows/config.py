@@ -127,11 +127,11 @@ class Recipe(Table):
 
     def _check_positions(self, table: ModelTable) -> None:
         """Raise InputError where training or translation would go beyond the positions that a model learns."""
-        if getattr(table, "positions", None) != "learned":
+        bound = table.most_pieces()
+        if bound is None:
             return
         from nmt.search import max_target_pieces  # torch is there by now
 
-        bound: int = table.max_positions  # type: ignore[attr-defined]
         search = self.translate
         longest = max_target_pieces(search, search.max_source_pieces)
         for key, pieces in (("train.max_pieces", self.train.max_pieces), ("translate.max_source_pieces", longest)):

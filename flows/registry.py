@@ -20,8 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import filelock
-
 from flows.config import Recipe
 from flows.stages import TRANSLATION_STAGES
 from flows.summary import best_on_dev
@@ -44,7 +42,7 @@ from nmt.published import (
     load_published,
 )
 from pipelines.errors import InputError
-from pipelines.stage import MANIFEST_NAME, Manifest, StageRun, file_sha256, write_atomically
+from pipelines.stage import MANIFEST_NAME, Manifest, StageRun, acquired, file_sha256, write_atomically
 
 VERSIONS_NAME = "models"
 MANIFESTS_NAME = "manifests"
@@ -72,11 +70,12 @@ def publish(recipe: Recipe, runs: Mapping[str, StageRun], destination: Path) -> 
             remedy="Move it away",
         )
     destination.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(destination.parent / f".{destination.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise InputError("another process is publishing here", where=str(destination), remedy="Wait for it") from error
+    lock = acquired(
+        destination.parent / f".{destination.name}.lock",
+        "another process is publishing here",
+        where=str(destination),
+        remedy="Wait for it",
+    )
     try:
         return _publish(recipe, runs, destination)
     finally:

@@ -49,6 +49,10 @@ class ModelTable(Table):
         """Return the side of the corpora that a language model reads; None of a model that translates."""
         return None
 
+    def most_pieces(self) -> int | None:
+        """Return the pieces, EOS counted, beyond which a sequence is an error; None where there is no such bound."""
+        return None
+
     def vectors(self) -> dict[str, str]:
         """Return the paths of the files of vectors, by their keys; of what there is, the source's first."""
         paths = {key: getattr(self, key) for key in VECTOR_KEYS}

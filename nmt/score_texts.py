@@ -36,7 +36,7 @@ from nmt.validation import perplexity
 from pipelines.config import LanguagesConfig, NormalizeConfig
 from pipelines.corpus import opened
 from pipelines.errors import InputError
-from pipelines.normalize import normalize
+from pipelines.normalize import normalize_lines
 from pipelines.shards import ShardColumns, columns_of
 from pipelines.stage import replacing, write_atomically
 from pipelines.tokenizer import Tokenizer
@@ -121,8 +121,7 @@ class Scorer:
         return [_line_score(value, len(ids), len(text)) for value, ids, text in zip(found, pieces, texts)]
 
     def _normalized(self, texts: Sequence[str], language: str) -> list[str]:
-        lines: list[str] = normalize(pa.array(texts, pa.string()), language, self.files.normalize).to_pylist()
-        return lines
+        return normalize_lines(texts, language, self.files.normalize)
 
     def _log_probabilities(self, columns: ShardColumns) -> list[float | str]:
         """Return the log probability of each row, or why it has none."""

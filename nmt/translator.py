@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -23,7 +22,7 @@ from nmt.config import TranslateConfig
 from nmt.search import search
 from nmt.step import autocast
 from pipelines.config import NormalizeConfig
-from pipelines.normalize import normalize
+from pipelines.normalize import normalize_lines
 from pipelines.tokenizer import BOS_ID, EOS_ID, Tokenizer
 
 # A sentence's end: its mark with closing quotes or brackets, and the space behind it; CJK marks need no space.
@@ -95,9 +94,7 @@ class Translator:
         return AttentionMap(self.tokenizer.source_pieces(src), self.tokenizer.target_pieces(tgt), rounded)
 
     def _normalized(self, texts: Sequence[str]) -> list[str]:
-        array = pa.array(texts, pa.string())
-        lines: list[str] = normalize(array, self.config.source_language, self.config.normalize).to_pylist()
-        return lines
+        return normalize_lines(texts, self.config.source_language, self.config.normalize)
 
     def _split(self, ids: list[int], text: str) -> list[list[int]]:
         """Return the parts of a source, each within the limit: whole sentences where they fit, else words or pieces."""

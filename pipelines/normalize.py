@@ -6,6 +6,7 @@ import html
 import html.entities
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -51,6 +52,12 @@ def normalize(texts: pa.Array, language: str, config: NormalizeConfig) -> pa.Arr
         return texts
     mended = [None if text is None else _normalized(text, language, config) for text in texts.take(rows).to_pylist()]
     return replaced(texts, rows, pa.array(mended, type=texts.type))
+
+
+def normalize_lines(texts: Sequence[str], language: str, config: NormalizeConfig) -> list[str]:
+    """Return the texts of a list as `normalize` does."""
+    lines: list[str] = normalize(pa.array(texts, pa.string()), language, config).to_pylist()
+    return lines
 
 
 def normalize_line(text: str, language: str, config: NormalizeConfig) -> str:

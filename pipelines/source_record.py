@@ -14,13 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal
 
-import filelock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.config import CorpusConfig
 from pipelines.download import writing
-from pipelines.errors import InputError
-from pipelines.stage import file_sha256, write_atomically
+from pipelines.stage import acquired, file_sha256, write_atomically
 
 RECORD_FORMAT: Literal[1] = 1
 NOT_STATED = "not stated"
@@ -154,13 +152,12 @@ def working_alone(folder: Path, name: str) -> Iterator[None]:
     """Make the folder, and let one process at a time work on a corpus. Raises InputError for a second one."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f".{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise InputError(
-                "another process is fetching it", where=str(folder / name), remedy="Wait for it to end"
-            ) from error
+        lock = acquired(
+            folder / f".{name}.lock",
+            "another process is fetching it",
+            where=str(folder / name),
+            remedy="Wait for it to end",
+        )
     try:
         yield
     finally:

@@ -218,15 +218,12 @@ def run_stage(
     if _planning.get():
         raise WouldRun(name, version, config, inputs, folder)
     root.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(root / f".{folder.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise InputError(
-            f"another process is running the stage {name!r}",
-            where=str(folder),
-            remedy="Wait for it to end, or use another --workdir",
-        ) from error
+    lock = acquired(
+        root / f".{folder.name}.lock",
+        f"another process is running the stage {name!r}",
+        where=str(folder),
+        remedy="Wait for it to end, or use another --workdir",
+    )
     try:
         finished = read_manifest(folder)
         if finished is not None:
@@ -263,6 +260,16 @@ def run_stage(
         lock.release()
     log.info("%s: done in %.1f s, output in %s", name, manifest.seconds, folder)
     return StageRun(folder, manifest, reused=False)
+
+
+def acquired(path: Path, taken: str, *, where: str, remedy: str) -> filelock.BaseFileLock:
+    """Return the lock of a file, held, at once. Raises InputError in the words given where another process holds it."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(taken, where=where, remedy=remedy) from error
+    return lock
 
 
 def _is_for_lack_of_space(error: BaseException | None) -> bool:

@@ -9,7 +9,7 @@ Shapes: B batch, T steps, I input units, H hidden units, G products a step for e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from nmt.model.deferred import DeferredWeight
 from nmt.model.embeddings import wide
 
+CellKind = Literal["tanh", "relu", "leaky_relu", "gru", "lstm", "peephole_lstm"]
 GATES = {"tanh": 1, "relu": 1, "leaky_relu": 1, "gru": 3, "lstm": 4, "peephole_lstm": 4}
 LEAK = 0.01  # the slope of leaky_relu below 0, as of Maas et al. 2013
 _CLOSED = 10_000.0  # a pre-activation at which a sigmoid is exactly 0 (minus it) or 1 in every precision

@@ -16,9 +16,17 @@ def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor
     noise has to be a function of (seed, update, micro-batch) for any number of workers.
     Source: Srivastava et al. 2014, "Dropout", in its inverted form.
     """
+    mask = dropout_mask(x.shape, rate, generator, like=x)
+    return x if mask is None else x * mask
+
+
+def dropout_mask(
+    shape: torch.Size | tuple[int, ...], rate: float, generator: torch.Generator | None, *, like: Tensor
+) -> Tensor | None:
+    """Return the mask of `keep_mask` that dropout multiplies by; None where nothing is dropped."""
     if generator is None or rate == 0.0:
-        return x
-    return x * keep_mask(x.shape, rate, generator, like=x)
+        return None
+    return keep_mask(shape, rate, generator, like=like)
 
 
 _LANES = 2**16  # values of a 16-bit number

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from nmt.config import ModelTable, Probability, Side
 from nmt.model.architecture import Architecture, Variant
-from nmt.model.cells import CellState, RecurrentLayer, has_cell, make_layer, run_layer
-from nmt.model.embeddings import dropout, keep_mask, wide
+from nmt.model.cells import CellKind, CellState, RecurrentLayer, has_cell, make_layer, run_layer
+from nmt.model.embeddings import dropout, dropout_mask, wide
 from nmt.model.seq2seq import Decoded, Encoded, Seq2Seq
 
 
@@ -29,7 +29,7 @@ class RecurrentLanguageModelConfig(ModelTable):
 
     architecture: Literal["recurrent_lm"] = "recurrent_lm"
     side: Side = "target"  # of the corpora, that it is a model of
-    cell: Literal["tanh", "relu", "leaky_relu", "gru", "lstm", "peephole_lstm"] = "lstm"
+    cell: CellKind = "lstm"
     layers: int = Field(default=2, ge=1, le=16)
     hidden_dim: int = Field(default=512, ge=1)
     layer_norm: bool = False  # of the gates and the cell of every layer
@@ -116,18 +116,14 @@ class LanguageModelDecoder(nn.Module):
         for depth, layer in enumerate(cast(Iterable[RecurrentLayer], self.layers)):
             inputs = states if depth == 0 else dropout(states, config.dropout, generator)
             before = CellState(state.hidden[depth], state.cell[depth])
-            found, after = run_layer(layer, inputs, before, hidden_mask=self._hidden_mask(embedded, generator))
+            shape = len(embedded), config.hidden_dim
+            mask = dropout_mask(shape, config.recurrent_dropout, generator, like=embedded)
+            found, after = run_layer(layer, inputs, before, hidden_mask=mask)
             states = found + states if config.residual and depth > 0 else found
             hidden.append(after.hidden)
             cells.append(after.cell)
         vectors = dropout(self.projection(states), config.dropout, generator)
         return Decoded(vectors, LanguageModelState(torch.stack(hidden), torch.stack(cells)), None)
-
-    def _hidden_mask(self, embedded: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        rate = self.config.recurrent_dropout
-        if generator is None or rate == 0.0:
-            return None
-        return keep_mask((len(embedded), self.config.hidden_dim), rate, generator, like=embedded)
 
 
 def build(config: RecurrentLanguageModelConfig, source_size: int, target_size: int) -> Seq2Seq:

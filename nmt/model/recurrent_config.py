@@ -7,13 +7,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from nmt.config import ModelTable, Probability
+from nmt.model.cells import CellKind
 
 
 class RecurrentConfig(ModelTable):
     """A recurrent encoder-decoder. `dropout` acts on embeddings, between layers and on the scoring vector."""
 
     architecture: Literal["recurrent"] = "recurrent"
-    cell: Literal["tanh", "relu", "leaky_relu", "gru", "lstm", "peephole_lstm"] = "lstm"
+    cell: CellKind = "lstm"
     hidden_dim: int = Field(default=512, ge=2)  # of the decoder; a bidirectional encoder has half of it each way
     layer_norm: bool = False  # of the gates and the cell of every recurrent layer
     residual: bool = False  # each layer but the first adds its input to its output

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nmt.model.attention import Attended, Memory, make_attention, over_pieces
 from nmt.model.cells import CellState, RecurrentLayer, StepCell, has_cell, make_layer, run_layer
-from nmt.model.embeddings import dropout, keep_mask, wide
+from nmt.model.embeddings import dropout, dropout_mask, wide
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.recurrent_encoder import EncoderOutput
 from nmt.model.seq2seq import Decoded, Encoded
@@ -249,9 +249,7 @@ class Decoder(nn.Module):
         depth = len(self.layers)
 
         def drawn(rate: float, *shape: int) -> Tensor | None:
-            if generator is None or rate == 0.0:
-                return None
-            return keep_mask(shape, rate, generator, like=embedded)
+            return dropout_mask(shape, rate, generator, like=embedded)
 
         vector = drawn(config.dropout, batch, steps, self.output_dim)
         below = [drawn(config.dropout, batch, steps, config.hidden_dim) for _ in range(depth - 1)]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nmt.model.batch_norm import BatchNorm
 from nmt.model.cells import GATES, CellState, RecurrentLayer, make_layer, run_layer
-from nmt.model.embeddings import dropout, keep_mask
+from nmt.model.embeddings import dropout, dropout_mask
 from nmt.model.positions import sinusoids
 from nmt.model.recurrent_config import RecurrentConfig
 
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
                 layer,
                 _reordered(below, mirrored) if backwards else below,
                 None,
-                self._hidden_mask(layer, below, generator),
+                dropout_mask((len(below), layer.hidden_size), self.config.recurrent_dropout, generator, like=below),
                 lengths=lengths,
                 needs_cell=self.config.decoder_start == "last",
                 normed=self._norm(depth, direction, mask, training=generator is not None),
@@ -120,12 +120,6 @@ class Encoder(nn.Module):
             finals.append(final)
         hidden, cell = (torch.cat(parts, dim=-1) for parts in zip(*finals))
         return torch.cat(outputs, dim=-1), CellState(hidden, cell)
-
-    def _hidden_mask(self, layer: RecurrentLayer, like: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        rate = self.config.recurrent_dropout
-        if generator is None or rate == 0.0:
-            return None
-        return keep_mask((len(like), layer.hidden_size), rate, generator, like=like)
 
     def _norm(self, depth: int, direction: int, mask: Tensor, *, training: bool) -> Callable[[Tensor], Tensor] | None:
         if not self.config.batch_norm:

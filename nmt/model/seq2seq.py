@@ -7,7 +7,7 @@ Shapes: B batch, S source length, T target length, E embedding_dim, D the decode
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class Seq2Seq(nn.Module):
         super().__init__()
         if config.share_embeddings and source_size != target_size:
             raise ValueError(f"share_embeddings needs one vocabulary, found {source_size} and {target_size} pieces")
-        output_dim: int = decoder.output_dim  # type: ignore[assignment]
+        output_dim = cast(Decoder, decoder).output_dim
         if config.tie_target_embeddings and output_dim != config.embedding_dim:
             raise ValueError(
                 f"tie_target_embeddings needs a decoder of embedding_dim units, {output_dim} != {config.embedding_dim}"
@@ -110,8 +110,7 @@ class Seq2Seq(nn.Module):
             embedded = self.source_embedding(src, self.config.word_dropout, generator)
         else:
             embedded = self.output_bias.new_zeros(*src.shape, 0)
-        encoded: Encoded = self.decoder.start(self.encoder(embedded, src_lengths, generator))  # type: ignore[operator]
-        return encoded
+        return cast(Decoder, self.decoder).start(self.encoder(embedded, src_lengths, generator))
 
     def decode(
         self,

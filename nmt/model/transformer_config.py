@@ -26,6 +26,10 @@ class TransformerConfig(ModelTable):
     attention_dropout: Probability = 0.0  # of attention weights
     activation_dropout: Probability = 0.0  # of the units between the two products
 
+    def most_pieces(self) -> int | None:
+        """Return the positions that are learned, None where they are computed."""
+        return self.max_positions if self.positions == "learned" else None
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         if self.embedding_dim % self.attention_heads:

@@ -90,7 +90,9 @@ def language_model_runs(
     lines = [{"kind": "train", "update": 10, "epoch": 0, "loss": loss + 1.0}]
     lines += [{"kind": "validation", "update": n, "loss": loss + 30 / n - 0.1, "samples": []} for n in (100, 300)]
     metrics = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    files = {"best/config.json": b"{}", "best/model.safetensors": str(perplexity).encode(), "metrics.jsonl": metrics}
+    # Of each root its own weights: a version is named by its content.
+    weights = f"{root.name} {perplexity}".encode()
+    files = {"best/config.json": b"{}", "best/model.safetensors": weights, "metrics.jsonl": metrics}
     counters = {name: value for name, value in _TRAINING.items() if name != "best_bleu"} | {
         "best_loss": loss,
         "best_perplexity": perplexity,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from flows import architectures_cli, cli
+from flows import architectures_cli
 from flows.cli import app
 from nmt.architectures import ARCHITECTURES, architecture, build_model
 from nmt.model.architecture import Architecture
@@ -28,11 +28,6 @@ tokenizer: {vocab_size: 50}
 model: {cell: gru, attention: dot, embedding_dim: 12, hidden_dim: 16, source_vectors: nowhere.vec}
 """
 KEPT = {"recurrent": ("bahdanau", "luong-dot")}
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_log_to_terminal", lambda quiet: None)
 
 
 @pytest.fixture

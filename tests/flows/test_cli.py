@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,18 +24,6 @@ corpora:
   test: [{name: a, source: "${DATA}/test.en", target: "${DATA}/test.de"}]
 """
 SCORES = {"bleu": {"score": 61.25, "signature": "nrefs:1|tok:13a", "confidence": [60.0, 62.5]}}
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """The command sets up logging for its process, which here is the tests'."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in ("flows", "nmt", "pipelines"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_cli import logging_as_before, seqloom
+from test_cli import seqloom
 
 from flows.config import Profile, Recipe
 from flows.explain import Explanation, Said, explain_row, explain_text
@@ -26,8 +26,6 @@ from pipelines.config import (
 )
 from pipelines.errors import InputError
 from pipelines.lookup import Match, Origin
-
-__all__ = ["logging_as_before"]
 
 PROFILE = Profile(beam=BeamConfig(processes=1), ray=RayConfig())
 PLACES = ["by the river", "in the garden", "at the station", "on the market"]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -23,18 +22,6 @@ from tests.pipelines.web_server import Resource, WebServer, web_server
 BODY = b"A cat\tEine Katze\n"
 SHA256 = hashlib.sha256(BODY).hexdigest()
 LICENCE = "CC BY: {free}, \"as it is\" # for all — 'ja'"
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """The command sets up logging for its process, which here is the tests'."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in ("flows", "nmt", "pipelines"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture
