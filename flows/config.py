@@ -16,7 +16,9 @@ from nmt.config import (
     VECTOR_KEYS,
     EvaluateConfig,
     ModelTable,
+    PricesConfig,
     RayConfig,
+    TrackingConfig,
     TrainConfig,
     TranslateConfig,
     check_stopping,
@@ -159,6 +161,8 @@ class Profile(Table):
     name: str = "local"
     beam: BeamConfig = BeamConfig()
     ray: RayConfig = RayConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    prices: PricesConfig = PricesConfig()
 
 
 def load_recipe(

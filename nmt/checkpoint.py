@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nmt.architectures import ModelConfig, build_model
 from nmt.model.seq2seq import Seq2Seq
-from nmt.optim import Averages
+from nmt.training.optim import Averages
 from pipelines.errors import InputError
 
 CHECKPOINT_FORMAT = 1

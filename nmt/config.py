@@ -69,34 +69,80 @@ class TrainConfig(Table):
     seed: int = Field(default=1, ge=0, lt=2**31)
     max_epochs: int = Field(default=20, ge=1)
     max_updates: int | None = Field(default=None, ge=1)
+    # The plan of an epoch
     microbatch_tokens: int = Field(default=2048, ge=1)  # padded pieces of the longer side
     microbatches_per_update: int = Field(default=2, ge=1)
     max_pieces: int = Field(default=200, ge=2)  # a longer row, on either side, is left out of training and counted
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(default=1e-3, gt=0)
-    schedule: Literal["constant", "inverse_sqrt", "cosine"] = "cosine"
-    warmup_updates: int = Field(default=200, ge=0)
-    adam_betas: tuple[Probability, Probability] = (0.9, 0.98)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
+    # Rows that are held in memory and sorted by length at once, in whole shards; an epoch of fewer is one window.
+    window_rows: int = Field(default=2_000_000, ge=1)
+    # Of the corpora's shares of an epoch, by their rows times their weights: p ~ n^(1/temperature). 1 leaves them.
+    temperature: float = Field(default=1.0, ge=1.0)
+    # What is trained, and from where
+    start_from: str | None = None  # the folder of a published model whose weights training begins with
+    # Parts that keep their weights, by the beginnings of parameters' names: `encoder`, `source_embedding`, ...
+    freeze: tuple[str, ...] = ()
+    # The objective
     label_smoothing: Probability = 0.1
-    ema_decay: Probability = 0.0  # 0: validate and publish the plain weights
-    precision: Literal["float32", "bfloat16"] = "float32"
+    rdrop_weight: float = Field(default=0.0, ge=0.0)  # of the divergence between two passes with different dropout
+    # Share of pieces that the decoder reads from the model's own predictions, in place of the reference's, once
+    # `scheduled_sampling_updates` are done; it grows from 0 until then.
+    scheduled_sampling: Probability = 0.0
+    scheduled_sampling_updates: int = Field(default=10_000, ge=1)
+    guided_alignment_weight: float = Field(default=0.0, ge=0.0)  # of attention's cross-entropy against alignments
+    # The optimiser and its learning rate
+    optimizer: Literal["adam", "adamw", "sgd", "adafactor"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "inverse_sqrt", "noam", "cosine", "linear", "plateau", "halving"] = "cosine"
+    warmup_updates: int = Field(default=200, ge=0)
+    plateau_factor: float = Field(default=0.5, gt=0.0, lt=1.0)  # plateau: what the rate is multiplied by ...
+    plateau_patience: int = Field(default=2, ge=1)  # ... after so many validations in a row without a better one
+    halving_after_epochs: int = Field(default=8, ge=0)  # halving: the rate is half of it in each epoch after these
+    adam_betas: tuple[Probability, Probability] = (0.9, 0.98)
+    momentum: Probability = 0.0  # of sgd
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    clip_value: float | None = Field(default=None, gt=0)  # of each number of the gradient, before its norm
+    # An update whose loss or gradient is not finite is left out; so many in a row end the run, its batch saved.
+    max_skipped_updates: int = Field(default=5, ge=1)
+    # Weights that are validated and published
+    ema_decay: Probability = 0.0  # 0: the plain weights
+    average_checkpoints: int = Field(default=1, ge=1)  # at the end, the mean of the best so many that were validated
+    # Arithmetic
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # float16: on a GPU
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of float32 matrix products, see torch
-    validate_epochs: int = Field(default=1, ge=1)
+    compile: bool = False  # the model by torch.compile; needs a C++ compiler on CPUs
+    # Validation, early stopping
+    validate_epochs: int | None = Field(default=1, ge=1)
+    validate_updates: int | None = Field(default=None, ge=1)  # beside the epochs' ends, or with epochs null alone
     validation_beam_size: int = Field(default=1, ge=1)
-    early_stopping_metric: Literal["bleu", "loss"] = "bleu"
+    early_stopping_metric: Literal["bleu", "chrf", "loss", "perplexity"] = "bleu"
     patience: int = Field(default=10, ge=1)  # validations without a better one
-    checkpoint_updates: int = Field(default=500, ge=1)
+    # Checkpoints and the record: these decide nothing of what is learned
+    checkpoint_updates: int | None = Field(default=500, ge=1)
+    checkpoint_minutes: float | None = Field(default=10.0, gt=0)  # since the last one, of any kind
     keep_checkpoints: int = Field(default=2, ge=1)
     log_updates: int = Field(default=20, ge=1)  # between two lines of metrics.jsonl
 
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is of sgd, and the optimizer is {self.optimizer}")
+        if self.schedule == "noam" and not self.warmup_updates:
+            raise ValueError("the schedule noam needs warmup_updates")
+        if self.validate_epochs is None and self.validate_updates is None:
+            raise ValueError("set validate_epochs or validate_updates: without a validation there is no best model")
+        return self
+
+
+# What a run may be continued with another value of: these keys are no part of what the stage `train` is named by.
+RECORD_KEYS = frozenset({"checkpoint_updates", "checkpoint_minutes", "keep_checkpoints", "log_updates"})
+
 
 def check_stopping(model: ModelTable, train: TrainConfig) -> None:
-    """Raise InputError where training would stop by the BLEU of a model that translates nothing."""
-    if not model.has_source and train.early_stopping_metric == "bleu":
+    """Raise InputError where training would stop by the translations of a model that translates nothing."""
+    if not model.has_source and train.early_stopping_metric in ("bleu", "chrf"):
         raise InputError(
-            "a language model translates nothing, so that it has no BLEU to stop by",
+            f"a language model translates nothing, so that it has no {train.early_stopping_metric} to stop by",
             where="train.early_stopping_metric",
             remedy="Set train.early_stopping_metric: loss",
         )
@@ -139,8 +185,29 @@ class RayConfig(Table):
 
     address: str | None = None
     num_workers: int = Field(default=2, ge=1)
+    # With fewer than num_workers, training goes on when a node is lost, and grows again when one is gained. Null: all
+    # of them are waited for.
+    min_workers: int | None = Field(default=None, ge=1)
+    validation_workers: int = Field(default=0, ge=0)  # beside the others, so that training does not wait; 0: it waits
+    shard_model: bool = False  # weights, gradients and moments spread over the workers: for models that do not fit
     threads_per_worker: int = Field(default=1, ge=1)
     use_gpu: bool = False
     translate_actors: int = Field(default=2, ge=1)
     max_failures: int = Field(default=3, ge=0)  # restarts of training's workers; attempts more at a translation shard
     object_store_memory_bytes: int = Field(default=200 * 2**20, ge=80 * 2**20)  # of a Ray of our own
+
+
+class TrackingConfig(Table):
+    """Where figures of training go beside metrics.jsonl and TensorBoard; each needs its library."""
+
+    wandb_project: str | None = None
+    mlflow_uri: str | None = None
+    mlflow_experiment: str = "seqloom"
+
+
+class PricesConfig(Table):
+    """What an hour costs, for the ledger of a training run. Zero: not stated."""
+
+    currency: str = "USD"
+    worker_hour: float = Field(default=0.0, ge=0)  # of one worker, with its CPUs and GPU
+    machine_hour: float = Field(default=0.0, ge=0)  # of the whole, whatever the workers do

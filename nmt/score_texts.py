@@ -31,8 +31,8 @@ from nmt.checkpoint import load_model
 from nmt.config import RayConfig, ScoreConfig
 from nmt.model.embeddings import wide
 from nmt.published import load_published
+from nmt.training.validation import perplexity
 from nmt.translate import check_input, check_output, decoded_lines
-from nmt.validation import perplexity
 from pipelines.config import LanguagesConfig, NormalizeConfig
 from pipelines.corpus import opened
 from pipelines.errors import InputError

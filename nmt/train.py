@@ -1,4 +1,4 @@
-"""Stage 5: shards -> checkpoints. The loop, and the thin Ray Train carrier beside it.
+"""Stage 5: shards -> checkpoints: the stage, and the thin Ray Train carrier of the loop in `training/loop.py`.
 
     train-<key>/
     ├── best/                        the checkpoint that is translated with and published
@@ -6,81 +6,44 @@
     ├── metrics.jsonl  tensorboard/  the record of the run
     └── manifest.json
 
-The loop is the same in one process without Ray and in any number of Ray's workers: see `batches.py` and `step.py`.
+The loop is the same in one process without Ray and in any number of Ray's workers.
 Typical: 29,000 caption pairs, 20 epochs, 2 CPU cores: half an hour.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import os
 import shutil
-import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict
 
-from nmt.allocation import keep_freed_memory
-from nmt.architectures import ModelConfig, build_model
-from nmt.batches import Rows, collate, one_sided, target_tokens
-from nmt.checkpoint import (
-    CheckpointConfig,
-    TrainState,
-    load_config,
-    load_model,
-    load_training,
-    save_model,
-    save_training,
-    training_checkpoints,
-)
-from nmt.config import VECTOR_KEYS, ModelTable, RayConfig, TrainConfig, check_stopping
-from nmt.epochs import Epoch, Epochs
-from nmt.evaluate import corpus_bleu
-from nmt.metrics import METRICS_FILE, MetricsWriter, progress_logged
-from nmt.model.batch_norm import collectors
+from nmt.architectures import build_model
+from nmt.batches import one_sided
+from nmt.checkpoint import TrainState, load_config, load_model, training_checkpoints
+from nmt.config import RECORD_KEYS, VECTOR_KEYS, ModelTable, RayConfig, TrainConfig, check_stopping
 from nmt.model.flops import described, without_weights
-from nmt.model.seq2seq import Seq2Seq
-from nmt.optim import Averages, learning_rate, make_optimizer, trained_parameters
-from nmt.pretrained import COVERAGE_FILE, ROWS_FILE, begin_with_vectors, prepare, read_coverage
+from nmt.pretrained import COVERAGE_FILE, ROWS_FILE, prepare, read_coverage
 from nmt.ray_session import ray_session
-from nmt.step import FlatGradients, UpdateFigures, World, train_step
-from nmt.validation import describe_dev, score_rows
+from nmt.training.job import TrainJob
+from nmt.training.loop import train_loop
+from nmt.training.metrics import METRICS_FILE, progress_logged
+from nmt.training.run import open_epochs
+from nmt.training.saver import best_folder
+from nmt.training.step import World
+from nmt.training.validation import describe_dev
 from pipelines.config import AugmentConfig
 from pipelines.files import sha256_of
-from pipelines.shards import ShardColumns, read_shards
+from pipelines.shards import read_shards
 from pipelines.stage import StageResult, StageRun, run_stage
 from pipelines.tokenizer import Tokenizer
 
-STAGE_VERSION = 1
-_NUM_SAMPLES = 3
+STAGE_VERSION = 2
 
 log = logging.getLogger(__name__)
-
-
-class TrainJob(BaseModel):
-    """What crosses the border to a worker: configs and folders, JSON values only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelConfig
-    train: TrainConfig
-    folder: str
-    shards: str
-    references: str
-    tokenizer: str
-    bleu_tokenize: str
-    threads: int
-    augment: AugmentConfig
-    weights: dict[str, float]
 
 
 def train(
@@ -138,7 +101,7 @@ def train(
     settings: dict[str, Any] = {
         # Where files of vectors lie decides nothing: what they hold is among the inputs.
         "model": model.model_dump(mode="json", exclude=set(VECTOR_KEYS)),
-        "train": config.model_dump(mode="json"),
+        "train": config.model_dump(mode="json", exclude=set(RECORD_KEYS)),
         "bleu_tokenize": bleu_tokenize,
     }
     # Only where they say something, so that a run without them keeps the key that it has always had.
@@ -156,7 +119,7 @@ def _check(job: TrainJob) -> tuple[int, int]:
     """
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     shards = read_shards(Path(job.shards) / "train", tokenizer.digest)
-    with _epochs(job, shards) as epochs:
+    with open_epochs(job, shards) as epochs:
         num_rows = len(epochs.trainable)
     newest = training_checkpoints(Path(job.folder) / "checkpoints")[-1:]
     for checkpoint in newest:
@@ -171,12 +134,6 @@ def _log_model(job: TrainJob) -> None:
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     model = without_weights(lambda: build_model(job.model, tokenizer.source_size, tokenizer.target_size))
     log.info("%s: %s", job.model.architecture, described(model))
-
-
-def _epochs(job: TrainJob, shards: ShardColumns) -> Epochs:
-    folder, tokenizer = Path(job.shards) / "train", Path(job.tokenizer)
-    side = job.model.only_side()
-    return Epochs(job.train, job.augment, job.weights, folder, shards, tokenizer, helpers=job.threads, side=side)
 
 
 # The thin carrier
@@ -214,293 +171,6 @@ def _ray_worker(job_json: dict[str, Any]) -> None:
     train_loop(TrainJob.model_validate(job_json), world)
 
 
-# The loop
-
-
-@dataclass
-class _Run:
-    """All that a worker holds while it trains."""
-
-    job: TrainJob
-    world: World
-    tokenizer: Tokenizer
-    train: ShardColumns
-    dev: ShardColumns
-    references: list[str]
-    model: Seq2Seq
-    optimizer: torch.optim.Optimizer
-    flat: FlatGradients
-    averages: Averages | None
-    state: TrainState
-    metrics: MetricsWriter | None
-
-    @property
-    def checkpoints(self) -> Path:
-        return Path(self.job.folder) / "checkpoints"
-
-
-def train_loop(job: TrainJob, world: World) -> None:
-    """Train as one worker of `world`, from the newest checkpoint or from the start, until a limit or early stopping.
-
-    With more than one worker torch.distributed must be set up. The worker of rank 0 writes.
-    Raises FloatingPointError when an update's loss or gradient is not finite.
-    """
-    # oneDNN keeps what it has made for each shape, of which length buckets give hundreds. Its bound is 1024: with 64
-    # a worker had 1.5 GB in place of 2.3 GB after 200 updates on captions, at 98 % of the speed. Read at first use.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    if world.device.type == "cpu":
-        keep_freed_memory()
-    if world.device.type == "cuda":
-        torch.cuda.set_device(world.device)  # what collectives of Python objects go through
-    torch.set_num_threads(job.threads)
-    torch.set_float32_matmul_precision(job.train.matmul_precision)
-    run = _start(job, world)
-    with _epochs(job, run.train) as epochs:
-        _train(run, epochs)
-    if run.metrics is not None:
-        run.metrics.close()
-
-
-def _train(run: _Run, epochs: Epochs) -> None:
-    config, started = run.job.train, time.monotonic() - run.state.seconds
-    total = epochs.total_updates()
-    total = min(total, config.max_updates or total)
-    window = _Window()
-
-    while run.state.stopped is None:
-        epoch = epochs.epoch(run.state.epoch)
-        window.restart()
-        for update in epoch.updates[run.state.updates_of_epoch :]:
-            if run.state.update == config.max_updates:
-                break
-            tokens = target_tokens(update, epoch.tgt_lengths)
-            figures, rate = _one_update(run, epoch, update, tokens, total)
-            run.state = run.state.model_copy(
-                update={
-                    "update": run.state.update + 1,
-                    "updates_of_epoch": run.state.updates_of_epoch + 1,
-                    "target_tokens": run.state.target_tokens + tokens,
-                    "seconds": round(time.monotonic() - started, 3),
-                }
-            )
-            window.add(epoch, update, tokens, figures)
-            if run.state.update % config.log_updates == 0:
-                _write(run, window.record(run.state, rate, total, epoch))
-            if run.state.update % config.checkpoint_updates == 0:
-                _save(run)
-        ended = run.state.updates_of_epoch == len(epoch.updates)
-        out_of_updates = run.state.update == config.max_updates
-        last = out_of_updates or run.state.epoch + 1 == config.max_epochs
-        if last or (run.state.epoch + 1) % config.validate_epochs == 0:
-            _validate(run)
-        changes: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3)}
-        if ended:
-            changes |= {"epoch": run.state.epoch + 1, "updates_of_epoch": 0}
-        if run.state.validations_since_best >= config.patience:
-            changes["stopped"] = "patience"
-        elif last:
-            changes["stopped"] = "max_updates" if out_of_updates else "max_epochs"
-        run.state = run.state.model_copy(update=changes)
-        _save(run)
-
-
-def _start(job: TrainJob, world: World) -> _Run:
-    tokenizer = Tokenizer.load(Path(job.tokenizer))
-    folder, shards = Path(job.folder), Path(job.shards)
-    model = build_model(job.model, tokenizer.source_size, tokenizer.target_size, seed=job.train.seed)
-    newest = training_checkpoints(folder / "checkpoints")[-1:]
-    if job.model.vectors() and not newest:
-        begin_with_vectors(model, folder)
-    trained = trained_parameters(model.to(world.device))
-    optimizer = make_optimizer(job.train, trained)
-    averages = Averages(trained, job.train.ema_decay) if job.train.ema_decay > 0.0 else None
-    state = TrainState()
-    for checkpoint in newest:
-        state = load_training(checkpoint, model, optimizer, averages, tokenizer.digest)
-        log.info("continuing from %s", checkpoint)
-    dev = one_sided(read_shards(shards / "dev", tokenizer.digest), job.model.only_side())
-    # Only the checkpoint behind a validation is at the start of an epoch, or the last.
-    validated = state.updates_of_epoch == 0 or state.stopped is not None
-    return _Run(
-        job=job,
-        world=world,
-        tokenizer=tokenizer,
-        train=read_shards(shards / "train", tokenizer.digest),
-        dev=dev,
-        references=_references(Path(job.references), dev) if job.model.has_source else [],
-        model=model,
-        optimizer=optimizer,
-        flat=FlatGradients(trained, collectors(model)),
-        averages=averages,
-        state=state,
-        metrics=MetricsWriter(folder, state.update, validated=validated) if world.rank == 0 else None,
-    )
-
-
-def _references(folder: Path, dev: ShardColumns) -> list[str]:
-    tables = [pq.read_table(path, columns=["row_id", "tgt_raw"]) for path in sorted(folder.glob("part-*.parquet"))]
-    row_ids = np.concatenate([table["row_id"].to_numpy() for table in tables])
-    if not np.array_equal(row_ids, dev.row_id):
-        raise RuntimeError(f"the rows of {folder} are not those of the dev shards")
-    return [text for table in tables for text in table["tgt_raw"].to_pylist()]
-
-
-def _one_update(run: _Run, epoch: Epoch, update: list[Rows], tokens: int, total: int) -> tuple[UpdateFigures, float]:
-    world, config = run.world, run.job.train
-    mine = [(i, collate(epoch, rows)) for i, rows in enumerate(update) if i % world.size == world.rank]
-    rate = learning_rate(config, run.state.update, total)
-    figures = train_step(
-        run.model,
-        run.optimizer,
-        run.flat,
-        run.averages,
-        mine,
-        config,
-        update=run.state.update,
-        target_tokens=tokens,
-        rate=rate,
-        world=world,
-    )
-    return figures, rate
-
-
-class _Window:
-    """The figures since the last line of metrics."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.started = time.monotonic()
-        self.loss = 0.0
-        self.tokens = self.padded = self.real = self.updates = 0
-        self.gradient_norm = 0.0
-
-    def add(self, epoch: Epoch, update: list[Rows], tokens: int, figures: UpdateFigures) -> None:
-        self.loss += figures.loss * tokens
-        self.tokens += tokens
-        self.updates += 1
-        self.gradient_norm = figures.gradient_norm
-        for rows in update:
-            src, tgt = epoch.src_lengths[rows], epoch.tgt_lengths[rows]
-            self.real += int(src.sum() + tgt.sum())
-            self.padded += len(rows) * int(src.max() + tgt.max())
-
-    def record(self, state: TrainState, rate: float, total: int, epoch: Epoch) -> dict[str, Any]:
-        record = {
-            "kind": "train",
-            "update": state.update,
-            "epoch": state.epoch,
-            "loss": self.loss / self.tokens,
-            "learning_rate": rate,
-            "gradient_norm": self.gradient_norm,
-            "target_tokens_per_s": self.tokens / (time.monotonic() - self.started),
-            "target_tokens_per_update": self.tokens / self.updates,
-            "padding": 1.0 - self.real / self.padded,
-            "total_updates": total,
-            "epoch_rows": len(epoch.rows),
-            "augmented_rows": len(epoch.made),
-            "seconds": state.seconds,
-        }
-        self.restart()
-        return record
-
-
-def _write(run: _Run, record: dict[str, Any]) -> None:
-    if run.metrics is not None:
-        run.metrics.write(record)
-
-
-def _checkpoint_config(run: _Run) -> CheckpointConfig:
-    return CheckpointConfig(
-        model=run.job.model.without_vectors(),
-        source_size=run.tokenizer.source_size,
-        target_size=run.tokenizer.target_size,
-        tokenizer=run.tokenizer.digest,
-        update=run.state.update,
-        dev=run.state.best_dev if run.state.best_update == run.state.update else {},
-    )
-
-
-def _save(run: _Run) -> None:
-    if run.world.rank != 0:
-        return
-    for left_over in run.checkpoints.glob(".tmp-*"):  # of a worker that was killed while it wrote
-        shutil.rmtree(left_over)
-    save_training(run.checkpoints, run.model, run.optimizer, run.averages, _checkpoint_config(run), run.state)
-    for old in training_checkpoints(run.checkpoints)[: -run.job.train.keep_checkpoints]:
-        shutil.rmtree(old)
-    for old in run.checkpoints.glob("best-*"):
-        if old != _best_folder(run.checkpoints, run.state.best_update):
-            shutil.rmtree(old)
-
-
-def _best_folder(checkpoints: Path, update: int) -> Path:
-    return checkpoints / f"best-{update:08d}"
-
-
-# Validation
-
-
-def _validate(run: _Run) -> None:
-    """Score the (averaged) weights on dev by loss and by BLEU of real translations; keep them if they are the best.
-
-    Of a language model there is the loss alone.
-    """
-    started = time.monotonic()
-    with _averaged(run):
-        loss, translations = score_rows(run.model, run.dev, run.tokenizer, run.job.train, run.world)
-        bleu = {}
-        if run.model.config.has_source:
-            bleu = {"bleu": corpus_bleu(translations, run.references, run.job.bleu_tokenize)}
-        dev = {"loss": loss, **bleu}
-        metric = dev["bleu"] if run.job.train.early_stopping_metric == "bleu" else -loss
-        best = run.state.best_metric is None or metric > run.state.best_metric
-        if best:
-            run.state = run.state.model_copy(
-                update={
-                    "best_update": run.state.update,
-                    "best_metric": metric,
-                    "best_dev": dev,
-                    "validations_since_best": 0,
-                }
-            )
-            if run.world.rank == 0:
-                save_model(_best_folder(run.checkpoints, run.state.update), run.model, _checkpoint_config(run))
-        else:
-            since = run.state.validations_since_best + 1
-            run.state = run.state.model_copy(update={"validations_since_best": since})
-    spread = np.linspace(0, len(translations) - 1, num=min(_NUM_SAMPLES, len(translations))).astype(int)
-    sources = [run.dev.src[run.dev.src_offsets[i] : run.dev.src_offsets[i + 1]].tolist() for i in spread]
-    record = {
-        "kind": "validation",
-        "update": run.state.update,
-        "epoch": run.state.epoch,
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        **bleu,
-        "best": best,
-        "seconds": round(time.monotonic() - started, 3),
-        "samples": [
-            {"source": source, "reference": run.references[i], "hypothesis": translations[i]}
-            for source, i in zip(run.tokenizer.decode_source(sources), spread)
-        ],
-    }
-    _write(run, record)
-
-
-@contextlib.contextmanager
-def _averaged(run: _Run) -> Iterator[None]:
-    if run.averages is None:
-        yield
-        return
-    run.averages.swap()
-    try:
-        yield
-    finally:
-        run.averages.swap()
-
-
 # The end
 
 
@@ -513,7 +183,7 @@ def _finished(job: TrainJob, num_rows: int, too_long: int, num_workers: int) -> 
     best = folder / "best"
     if best.exists():
         shutil.rmtree(best)
-    shutil.copytree(_best_folder(folder / "checkpoints", state.best_update), best)
+    shutil.copytree(best_folder(job.checkpoints, state.best_update), best)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     model, _ = load_model(best)
     counters = {

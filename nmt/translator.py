@@ -19,8 +19,8 @@ from nmt.allocation import keep_freed_memory
 from nmt.batches import packed, padded
 from nmt.checkpoint import load_model
 from nmt.config import TranslateConfig
+from nmt.precision import autocast
 from nmt.search import search
-from nmt.step import autocast
 from pipelines.config import NormalizeConfig
 from pipelines.normalize import normalize_lines
 from pipelines.tokenizer import BOS_ID, EOS_ID, Tokenizer

@@ -1,17 +1,20 @@
-"""Train variants of the architectures at equal parameters and equal CPU time, and compare their BLEU.
+"""Train variants of the architectures at equal parameters and equal time, and compare their BLEU.
 
     seqloom prepare multi30k-en-de --define DATA=... --workdir WORKDIR
     python tests/benchmarks/architectures.py WORKDIR/multi30k-en-de/stages --variants luong-general,transformer
-        [--seconds 480] [--parameters 6_000_000] [--output results.jsonl] [--jobs 2] [--seed 1] [--learning-rate 1e-3]
+        --speeds speeds.jsonl --measure [--parameters 6_000_000] [--jobs 2]
+    python tests/benchmarks/architectures.py WORKDIR/multi30k-en-de/stages --variants luong-general,transformer
+        --speeds speeds.jsonl [--seconds 480] [--output results.jsonl] [--seed 1] [--learning-rate 1e-3]
     python tests/benchmarks/architectures.py --table results.jsonl
     python tests/benchmarks/architectures.py --list
 
-The folder `stages` of a prepared recipe holds its shards, its tokeniser and the raw references. Each variant is trained
-in a process of one thread, `--jobs` of them side by side, until its updates have taken `--seconds` of CPU time: what
-evaluation and preparation take is not counted, what collating batches takes is. embedding_dim is the same for all, and
-the size that SIZES names is chosen so that the parameters are within 3 % of `--parameters`. Precision and averaging are
-those of the recipe multi30k-en-de; an update is one micro-batch of it, since in so short a time twice the updates bring
-more than twice the batch. The learning rate rises over the first part of the time and falls to 0 along half a cosine.
+The folder `stages` of a prepared recipe holds its shards, its tokeniser and the raw references. The first call finds how
+fast each variant is: target pieces per CPU-second of one thread over `--speed-seconds`, on a machine that does nothing
+else. The second trains each, in a process of one thread, on as many target pieces as that speed does in `--seconds`: so
+a result depends on no other work of the machine, and can be had again. embedding_dim is the same for all, and the size
+that SIZES names is chosen so that the parameters are within 3 % of `--parameters`. Precision and averaging are those of
+the recipe multi30k-en-de; an update is one micro-batch of it, since in so short a time twice the updates bring more
+than twice the batch. The learning rate rises over the first part of the pieces and falls to 0 along half a cosine.
 Dev and test are translated with the averaged weights by beam search of 5, and scored by sacreBLEU.
 
 Results are appended as lines of JSON; a variant that is there with the same budgets and seed is not trained again.
@@ -36,6 +39,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from nmt.allocation import keep_freed_memory
 from nmt.architectures import ARCHITECTURES, architecture, build_model
 from nmt.batches import Rows, collate, plan_epoch, target_tokens
 from nmt.config import EvaluateConfig, ModelTable, TrainConfig
@@ -43,9 +47,10 @@ from nmt.evaluate import corpus_bleu, score
 from nmt.model.architecture import Variant
 from nmt.model.batch_norm import collectors
 from nmt.model.seq2seq import Seq2Seq
-from nmt.optim import Averages, make_optimizer
-from nmt.step import FlatGradients, World, train_step
-from nmt.validation import score_rows
+from nmt.training.gradients import FlatGradients
+from nmt.training.optim import Averages, make_optimizer
+from nmt.training.step import World, train_step
+from nmt.training.validation import score_rows
 from pipelines.epoch_rows import trainable_rows
 from pipelines.shards import ShardColumns, read_shards
 from pipelines.tokenizer import Tokenizer
@@ -53,7 +58,8 @@ from pipelines.tokenizer import Tokenizer
 EMBEDDING_DIM = 256
 TOLERANCE = 0.03  # of the parameters
 STEP = 8  # of the sizes that are tried
-WARMUP = 0.08  # of the time
+WARMUP = 0.08  # of the pieces
+UNTIMED_UPDATES = 5  # before speed is measured
 TRAIN = TrainConfig(
     microbatch_tokens=1024,
     microbatches_per_update=1,
@@ -102,6 +108,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--here", action="store_true", help="train in this process")
+    parser.add_argument("--speeds", type=Path, help="what the first call writes and the second reads")
+    parser.add_argument("--speed-seconds", type=float, default=20.0)
+    parser.add_argument("--measure", action="store_true", help="the first call")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
@@ -112,9 +121,14 @@ def main() -> None:
             print(f"{variant.name:28s} {name:14s} {variant.paper}")
     elif options.stages is None:
         parser.error("give the folder `stages` of a prepared recipe")
+    elif options.speeds is None:
+        parser.error("give the file of speeds")
     elif options.here:
         for name in options.variants:
-            append(options.output, trained(name, options))
+            if options.measure:
+                append(options.speeds, measured(name, options))
+            else:
+                append(options.output, trained(name, options))
     else:
         train_apart(options)
 
@@ -130,8 +144,8 @@ def train_apart(options: argparse.Namespace) -> None:
     unknown = set(options.variants) - set(variants())
     if unknown:
         sys.exit(f"no variant {', '.join(sorted(unknown))}; see --list")
-    done = {identity(result) for result in results(options.output)} if options.output.exists() else set()
-    asked = [name for name in options.variants if (name, *budget(options)) not in done]
+    done = {identity(result) for result in results(options.output)}
+    asked = [name for name in options.variants if options.measure or (name, *budget(options)) not in done]
 
     def process(name: str) -> int:
         given = {"seconds": options.seconds, "parameters": options.parameters, "seed": options.seed}
@@ -139,7 +153,9 @@ def train_apart(options: argparse.Namespace) -> None:
             given["learning-rate"] = options.learning_rate
         command = [sys.executable, __file__, str(options.stages), "--here", "--variants", name]
         command += ["--output", str(options.output), *(f"--{key}={value}" for key, value in given.items())]
-        # oneDNN's bound on its cache of shapes is that of training, see nmt/train.py.
+        command += ["--speeds", str(options.speeds), f"--speed-seconds={options.speed_seconds}"]
+        command += ["--measure"] * options.measure
+        # oneDNN's bound on its cache of shapes is that of training, see nmt/training/loop.py.
         one_thread = {"OMP_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
         return subprocess.run(command, env={**os.environ, **one_thread}, check=False).returncode
 
@@ -147,7 +163,8 @@ def train_apart(options: argparse.Namespace) -> None:
         failed = [name for name, status in zip(asked, pool.map(process, asked)) if status]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
-    print_table(options.output)
+    if not options.measure:
+        print_table(options.output)
 
 
 def budget(options: argparse.Namespace) -> tuple[Any, ...]:
@@ -203,8 +220,48 @@ def sized(name: str, variant: Variant, tokenizer: Tokenizer, parameters: int) ->
 # Training
 
 
-def trained(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a variant reaches."""
+@dataclass
+class Trainee:
+    """A variant that is being trained, and what it has seen."""
+
+    name: str
+    architecture: str
+    model: Seq2Seq
+    config: TrainConfig
+    data: Data
+    target_tokens: int = 0
+    cpu_seconds: float = 0.0
+    num_updates: int = 0
+    epochs: float = 0.0
+
+    def train(self, budget: float) -> Iterator[float]:
+        """Yield the nll after each update; the learning rate is for as many target pieces as the budget."""
+        parameters = list(self.model.parameters())
+        optimizer, flat = make_optimizer(self.config, parameters), FlatGradients(parameters, collectors(self.model))
+        averages, tgt_lengths = Averages(parameters, self.config.ema_decay), self.data.splits["train"].tgt_lengths()
+        for update, epochs in updates(self.data.splits["train"], self.config):
+            started, pieces = time.process_time(), target_tokens(update, tgt_lengths)
+            batches = [(i, collate(self.data.splits["train"], rows)) for i, rows in enumerate(update)]
+            rate = rate_at(self.target_tokens / budget, self.config.learning_rate)
+            figures = train_step(
+                self.model, optimizer, flat, averages, batches, self.config,
+                update=self.num_updates, target_tokens=pieces, rate=rate, world=World(),
+            )  # fmt: skip
+            self.cpu_seconds += time.process_time() - started
+            self.target_tokens, self.num_updates, self.epochs = (
+                self.target_tokens + pieces,
+                self.num_updates + 1,
+                epochs,
+            )
+            yield figures.nll
+            if self.target_tokens >= budget:
+                break
+        averages.swap()
+
+
+def begin(name: str, options: argparse.Namespace) -> Trainee:
+    """Return a variant at the size that has the parameters, not trained yet."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(TRAIN.matmul_precision)
     data = read(options.stages)
@@ -214,49 +271,54 @@ def trained(name: str, options: argparse.Namespace) -> dict[str, Any]:
     model = build_model(model_config, data.tokenizer.source_size, data.tokenizer.target_size, seed=options.seed)
     keys = model_config.model_dump_json(exclude_unset=True)
     print(f"{name}: {model.num_parameters():,} parameters, {keys}", file=sys.stderr)
-    figures = train_for(model, data.splits["train"], config, options.seconds, name)
+    return Trainee(name, kind, model, config, data)
+
+
+def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the target pieces per CPU-second of a variant."""
+    trainee = begin(name, options)
+    before_tokens, before_seconds = 0, 0.0
+    for _ in trainee.train(math.inf):
+        if trainee.num_updates == UNTIMED_UPDATES:
+            before_tokens, before_seconds = trainee.target_tokens, trainee.cpu_seconds
+        elif trainee.cpu_seconds - before_seconds >= options.speed_seconds and before_tokens:
+            break
+    speed = (trainee.target_tokens - before_tokens) / (trainee.cpu_seconds - before_seconds)
+    print(f"{name}: {speed:,.0f} target pieces per CPU-second", file=sys.stderr)
+    return {"variant": name, "parameters": options.parameters, "target_tokens_per_cpu_second": round(speed, 1)}
+
+
+def speed_of(name: str, options: argparse.Namespace) -> float:
+    """Return what was measured last of a variant at these parameters."""
+    found = [r for r in results(options.speeds) if (r["variant"], r["parameters"]) == (name, options.parameters)]
+    if not found:
+        sys.exit(f"no speed of {name} at {options.parameters:,} parameters in {options.speeds}; call with --measure")
+    return float(found[-1]["target_tokens_per_cpu_second"])
+
+
+def trained(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a variant reaches."""
+    speed = speed_of(name, options)
+    trainee, shown = begin(name, options), 0
+    pieces = speed * options.seconds
+    for nll in trainee.train(pieces):
+        if trainee.target_tokens >= (shown + 1) * pieces / 10:
+            shown += 1
+            print(f"{name}: update {trainee.num_updates}, epoch {trainee.epochs:.2f}, nll {nll:.3f}", file=sys.stderr)
     return {
         "variant": name,
-        "architecture": kind,
+        "architecture": trainee.architecture,
         "budget": dict(zip(("seconds", "parameters", "seed", "learning_rate"), budget(options))),
-        "peak_learning_rate": config.learning_rate,
-        "parameters": model.num_parameters(),
-        **figures,
-        **evaluated(model, data, config),
-        "model": model_config.model_dump(mode="json"),
+        "peak_learning_rate": trainee.config.learning_rate,
+        "parameters": trainee.model.num_parameters(),
+        "updates": trainee.num_updates,
+        "epochs": round(trainee.epochs, 3),
+        "target_tokens": trainee.target_tokens,
+        "target_tokens_per_cpu_second": speed,
+        "cpu_seconds_beside_other_work": round(trainee.cpu_seconds, 1),
+        **evaluated(trainee.model, trainee.data, trainee.config),
+        "model": trainee.model.config.model_dump(mode="json"),
         "torch": torch.__version__,
-    }
-
-
-def train_for(model: Seq2Seq, shards: ShardColumns, config: TrainConfig, seconds: float, name: str) -> dict[str, Any]:
-    """Train until the updates have taken so much CPU time, leave the averaged weights in the model, return figures."""
-    parameters = list(model.parameters())
-    optimizer, flat = make_optimizer(config, parameters), FlatGradients(parameters, collectors(model))
-    averages, tgt_lengths = Averages(parameters, config.ema_decay), shards.tgt_lengths()
-    spent, tokens, shown = 0.0, 0, 0.0
-    for number, (update, epochs) in enumerate(updates(shards, config)):
-        started, pieces = time.process_time(), target_tokens(update, tgt_lengths)
-        batches = [(i, collate(shards, rows)) for i, rows in enumerate(update)]
-        figures = train_step(
-            model, optimizer, flat, averages, batches, config,
-            update=number, target_tokens=pieces, rate=rate_at(spent / seconds, config.learning_rate), world=World(),
-        )  # fmt: skip
-        spent, tokens = spent + time.process_time() - started, tokens + pieces
-        if spent - shown >= seconds / 10:
-            shown = spent
-            print(
-                f"{name}: {spent:.0f} s, update {number + 1}, epoch {epochs:.2f}, nll {figures.nll:.3f}",
-                file=sys.stderr,
-            )
-        if spent >= seconds:
-            break
-    averages.swap()
-    return {
-        "updates": number + 1,
-        "epochs": round(epochs, 3),
-        "target_tokens": tokens,
-        "cpu_seconds": round(spent, 3),
-        "target_tokens_per_cpu_second": round(tokens / spent, 1),
     }
 
 
@@ -271,7 +333,7 @@ def updates(shards: ShardColumns, config: TrainConfig) -> Iterator[tuple[list[Ro
 
 
 def rate_at(share: float, peak: float) -> float:
-    """Return the learning rate when this share of the time is spent."""
+    """Return the learning rate when this share of the pieces is done."""
     if share < WARMUP:
         return peak * max(share, 0.01 * WARMUP) / WARMUP
     return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (share - WARMUP) / (1.0 - WARMUP))))
@@ -301,7 +363,8 @@ def append(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def results(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Return the lines of a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def print_table(path: Path) -> None:

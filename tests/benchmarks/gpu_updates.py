@@ -21,8 +21,10 @@ from nmt.batches import MicroBatch
 from nmt.config import ModelTable, TrainConfig
 from nmt.model.flops import count
 from nmt.model.seq2seq import Seq2Seq
-from nmt.optim import make_optimizer
-from nmt.step import FlatGradients, World, autocast, noise_seed, train_step
+from nmt.precision import autocast
+from nmt.training.gradients import FlatGradients
+from nmt.training.optim import make_optimizer
+from nmt.training.step import World, noise_seed, train_step
 from pipelines.tokenizer import BOS_ID, EOS_ID
 
 Numbers = npt.NDArray[np.int64]

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/training_speed.py BATCHES --system general [--precision bfloat16] [--threads 1]
 
-peers_training.py writes BATCHES and runs this for all systems. An update is what training does: nmt/step.py.
+peers_training.py writes BATCHES and runs this for all systems. An update is what training does: nmt/training/step.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from nmt.allocation import keep_freed_memory
 from nmt.architectures import build_model, model_table
 from nmt.batches import MicroBatch
 from nmt.config import TrainConfig
-from nmt.optim import make_optimizer
-from nmt.step import FlatGradients, World, train_step
+from nmt.training.gradients import FlatGradients
+from nmt.training.optim import make_optimizer
+from nmt.training.step import World, train_step
 from pipelines.tokenizer import BOS_ID
 
 _RECURRENT: dict[str, Any] = {"embedding_dim": 256, "hidden_dim": 512, "dropout": 0.3}

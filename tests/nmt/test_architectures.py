@@ -16,9 +16,9 @@ import torch
 from nmt.architectures import ARCHITECTURES, architecture, build_model, model_table
 from nmt.checkpoint import load_model
 from nmt.config import ModelTable, TrainConfig
-from nmt.metrics import read_metrics
 from nmt.model.seq2seq import Encoded, Seq2Seq
 from nmt.train import train
+from nmt.training.metrics import read_metrics
 from tests.nmt.conftest import ToyStages
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")

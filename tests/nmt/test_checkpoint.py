@@ -21,7 +21,7 @@ from nmt.checkpoint import (
 from nmt.config import TrainConfig
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.seq2seq import Seq2Seq
-from nmt.optim import Averages, make_optimizer
+from nmt.training.optim import Averages, make_optimizer
 from pipelines.errors import InputError
 
 MODEL = RecurrentConfig(embedding_dim=6, hidden_dim=8)

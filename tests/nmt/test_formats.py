@@ -10,7 +10,7 @@ import torch
 
 from nmt.checkpoint import TrainState, load_model, load_training
 from nmt.config import TrainConfig
-from nmt.optim import Averages, make_optimizer
+from nmt.training.optim import Averages, make_optimizer
 from pipelines.shards import check_shard, check_texts, read_shards
 
 FORMATS = Path(__file__).parents[1] / "data" / "formats"

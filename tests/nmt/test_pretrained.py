@@ -21,10 +21,11 @@ from nmt.checkpoint import load_model, training_checkpoints
 from nmt.config import ModelTable, TrainConfig
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.seq2seq import Seq2Seq
-from nmt.optim import Averages, make_optimizer, pretrained_tables, trained_parameters
 from nmt.pretrained import begin_with_vectors, check_dimensions, prepare, read_coverage, words_of
-from nmt.step import FlatGradients, UpdateFigures, World, train_step
 from nmt.train import train
+from nmt.training.gradients import FlatGradients
+from nmt.training.optim import Averages, make_optimizer, pretrained_tables, trained_parameters
+from nmt.training.step import UpdateFigures, World, train_step
 from pipelines.config import BeamConfig, ShardConfig, TokenizerConfig
 from pipelines.encode import encode
 from pipelines.errors import InputError
@@ -385,7 +386,7 @@ def test_a_run_that_broke_off_around_the_border_continues_bit_for_bit(
         return train_step(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("nmt.train.train_step", failing)
+        patch.setattr("nmt.training.loop.train_step", failing)
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run_train(toy, tmp_path, vectors)
     found = run_train(toy, tmp_path, vectors)

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 from nmt.checkpoint import TrainState, training_checkpoints
 from nmt.config import TrainConfig
-from nmt.epochs import Epochs
-from nmt.metrics import read_metrics
 from nmt.model.recurrent_config import RecurrentConfig
-from nmt.step import UpdateFigures, train_step
 from nmt.train import train
+from nmt.training.epochs import Epochs
+from nmt.training.metrics import read_metrics
+from nmt.training.step import UpdateFigures, train_step
 from pipelines.config import AugmentConfig, BeamConfig, ShardConfig, TokenizerConfig
 from pipelines.encode import encode
 from pipelines.errors import InputError
@@ -268,7 +268,7 @@ def test_a_run_of_changed_rows_that_broke_off_within_an_epoch_continues_bit_for_
         return train_step(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("nmt.train.train_step", failing)
+        patch.setattr("nmt.training.loop.train_step", failing)
         with pytest.raises(RuntimeError, match="the machine is gone"):
             train_augmented(texted, tmp_path)
     checkpoint = training_checkpoints(next(tmp_path.glob("train-*")) / "checkpoints")[-1]

@@ -31,9 +31,10 @@ from nmt.config import ModelTable, TrainConfig, TranslateConfig
 from nmt.model.architecture import Variant
 from nmt.model.batch_norm import collectors
 from nmt.model.seq2seq import Encoded, Seq2Seq
-from nmt.optim import make_optimizer
 from nmt.search import max_target_pieces, search
-from nmt.step import FlatGradients, World, train_step
+from nmt.training.gradients import FlatGradients
+from nmt.training.optim import make_optimizer
+from nmt.training.step import World, train_step
 from pipelines.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 SIZE = 20

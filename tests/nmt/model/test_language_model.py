@@ -19,13 +19,13 @@ from nmt.architectures import build_model
 from nmt.batches import MicroBatch, collate, one_sided
 from nmt.checkpoint import load_model, training_checkpoints
 from nmt.config import TrainConfig
-from nmt.metrics import read_metrics, validation_line
 from nmt.model.embeddings import keep_mask
 from nmt.model.language_model import RecurrentLanguageModelConfig
 from nmt.model.seq2seq import Encoded, Seq2Seq
 from nmt.objectives.supervised import supervised
-from nmt.step import UpdateFigures, train_step
 from nmt.train import train
+from nmt.training.metrics import read_metrics, validation_line
+from nmt.training.step import UpdateFigures, train_step
 from pipelines.errors import InputError
 from pipelines.shards import read_shards
 from pipelines.stage import StageRun
@@ -278,7 +278,7 @@ def test_a_run_that_broke_off_within_an_epoch_continues_bit_for_bit(
         return train_step(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("nmt.train.train_step", failing)
+        patch.setattr("nmt.training.loop.train_step", failing)
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run_train(toy, tmp_path)
     assert training_checkpoints(next(tmp_path.glob("train-*")) / "checkpoints")

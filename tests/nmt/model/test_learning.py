@@ -22,9 +22,11 @@ from nmt.config import TrainConfig, TranslateConfig
 from nmt.model.architecture import Variant
 from nmt.model.batch_norm import collectors
 from nmt.model.seq2seq import Encoded, Seq2Seq
-from nmt.optim import learning_rate, make_optimizer
 from nmt.search import search
-from nmt.step import FlatGradients, World, train_step
+from nmt.training.gradients import FlatGradients
+from nmt.training.optim import make_optimizer
+from nmt.training.schedules import learning_rate
+from nmt.training.step import World, train_step
 from pipelines.tokenizer import BOS_ID, EOS_ID
 
 Symbols = npt.NDArray[np.int32]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nmt import metrics
-from nmt.metrics import METRICS_FILE, MetricsWriter, progress_logged, read_metrics, train_line, validation_line
+from nmt.training.metrics import METRICS_FILE, MetricsWriter, progress_logged, read_metrics, train_line, validation_line
 
 
 def train_record(update: int) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
 
 
 def test_every_validation_is_logged_and_training_at_intervals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="nmt.metrics")
+    caplog.set_level(logging.INFO, logger="nmt.training.metrics")
     with progress_logged(tmp_path / METRICS_FILE):
         writer = MetricsWriter(tmp_path, 0)
         for record in (train_record(2), train_record(4), validation_record(5), validation_record(9)):

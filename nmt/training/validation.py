@@ -18,9 +18,10 @@ from nmt.batches import collate, packed
 from nmt.config import Side, TrainConfig, TranslateConfig
 from nmt.model.seq2seq import Seq2Seq
 from nmt.objectives.supervised import supervised
+from nmt.precision import autocast
 from nmt.published import describe_references
 from nmt.search import search
-from nmt.step import World, autocast
+from nmt.training.step import World
 from pipelines.shards import ShardColumns
 from pipelines.tokenizer import Tokenizer
 

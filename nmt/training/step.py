@@ -6,21 +6,21 @@ workers decides who computes a micro-batch and nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from nmt.batches import MicroBatch
 from nmt.config import TrainConfig
-from nmt.model.batch_norm import BatchNorm
 from nmt.model.seq2seq import Seq2Seq
-from nmt.objectives.supervised import supervised
-from nmt.optim import Averages, clip_by_norm, pretrained_tables
+from nmt.objectives.objective import objective
+from nmt.precision import autocast
+from nmt.training.gradients import FlatGradients
+from nmt.training.optim import Averages, clip_by_norm, pretrained_tables
 
 
 class World(NamedTuple):
@@ -39,51 +39,10 @@ class UpdateFigures(NamedTuple):
     gradient_norm: float
 
 
-class FlatGradients:
-    """All gradients in one buffer, of which each parameter's `.grad` is a view: one sum over the workers is one call.
-
-    The numbers behind the gradients carry the loss, the nll and what batch norms collect, so that they cost no call of
-    their own.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], collecting: Sequence[BatchNorm] = ()) -> None:
-        first = parameters[0]
-        size = sum(parameter.numel() for parameter in parameters)
-        collected = sum(module.collected.numel() for module in collecting)
-        self.buffer = torch.zeros(size + 2 + collected, dtype=first.dtype, device=first.device)
-        self.gradients, self.figures = self.buffer[:size], self.buffer[size : size + 2]
-        self.collecting = collecting
-        offset = 0
-        for parameter in parameters:
-            parameter.grad = self.gradients[offset : offset + parameter.numel()].view_as(parameter)
-            offset += parameter.numel()
-        offset = size + 2
-        for module in collecting:
-            module.collected = self.buffer[offset : offset + module.collected.numel()]
-            offset += module.collected.numel()
-        self._views = {id(parameter): parameter.grad for parameter in parameters}
-
-    def hold(self, parameters: Sequence[nn.Parameter], held: bool) -> None:
-        """Take the gradient of some parameters away, so that their part stays zero and no optimiser sees them; or back.
-
-        An optimiser keeps neither moments nor a count of updates for a parameter that has never had a gradient.
-        """
-        for parameter in parameters:
-            parameter.requires_grad_(not held)
-            parameter.grad = None if held else self._views[id(parameter)]
-
-
 def noise_seed(seed: int, update: int, microbatch: int) -> int:
     """Return the seed of a micro-batch's noise, in [0, 2^63): a hash, so that neighbours have nothing in common."""
     digest = hashlib.blake2b(f"{seed}/{update}/{microbatch}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which a model computes with this precision; weights stay float32."""
-    if precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 def train_step(
@@ -112,14 +71,14 @@ def train_step(
     for number, batch in microbatches:
         generator.manual_seed(noise_seed(config.seed, update, number))
         with autocast(config.precision, world.device):
-            loss = supervised(model, batch.to(world.device), generator, label_smoothing=config.label_smoothing)
+            loss = objective(model, batch.to(world.device), generator, config, update)
         loss.total.backward()  # type: ignore[no-untyped-call]
         flat.figures += torch.stack([loss.total.detach(), loss.nll]).to(flat.figures.dtype)
     if world.size > 1:
         dist.all_reduce(flat.buffer)
     flat.buffer.div_(target_tokens)
     loss_value, nll_value = flat.figures.tolist()
-    norm = clip_by_norm(flat.gradients, config.clip_norm)
+    norm = clip_by_norm(flat.gradients, math.inf if config.clip_norm is None else config.clip_norm)
     if not torch.isfinite(torch.tensor([loss_value, norm])).all():
         raise FloatingPointError(f"update {update}: loss {loss_value}, gradient norm {norm}")
     for group in optimizer.param_groups:

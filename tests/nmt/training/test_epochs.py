@@ -18,7 +18,7 @@ import pytest
 
 from nmt.batches import plan_epoch, target_tokens
 from nmt.config import Side, TrainConfig
-from nmt.epochs import Epoch, Epochs
+from nmt.training.epochs import Epoch, Epochs
 from pipelines.augment import Augmentation, Change, Pair, noise_text
 from pipelines.config import AugmentConfig, LanguagesConfig, TokenizerConfig
 from pipelines.draws import Draws, derived, row_keys
@@ -376,7 +376,7 @@ _STARTER = """
 import sys, time
 from pathlib import Path
 from nmt.config import TrainConfig
-from nmt.epochs import Epochs
+from nmt.training.epochs import Epochs
 from pipelines.config import AugmentConfig
 from pipelines.shards import read_shards
 folder, tokenizer = map(Path, sys.argv[1:])

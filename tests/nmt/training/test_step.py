@@ -15,8 +15,10 @@ from nmt.config import TrainConfig
 from nmt.model.batch_norm import collectors
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.seq2seq import Seq2Seq
-from nmt.optim import Averages, clip_by_norm, learning_rate, make_optimizer
-from nmt.step import FlatGradients, World, noise_seed, train_step
+from nmt.training.gradients import FlatGradients
+from nmt.training.optim import Averages, clip_by_norm, make_optimizer
+from nmt.training.schedules import learning_rate
+from nmt.training.step import World, noise_seed, train_step
 from pipelines.shards import ShardColumns
 
 CONFIG = TrainConfig(label_smoothing=0.1, clip_norm=0.5)

@@ -1,0 +1,1 @@
+"""What the stage `train` is made of: plan of an epoch, update, schedule, validation, record, checkpoints, the loop."""
