@@ -1,4 +1,4 @@
-"""All that a worker holds while it trains, and how it is put together: from the start, or from the newest checkpoint."""
+"""All that a worker holds while it trains, put together at the start or from the newest checkpoint."""
 
 from __future__ import annotations
 

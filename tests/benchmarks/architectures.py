@@ -8,8 +8,8 @@
     python tests/benchmarks/architectures.py --table results.jsonl
     python tests/benchmarks/architectures.py --list
 
-The folder `stages` of a prepared recipe holds its shards, its tokeniser and the raw references. The first call finds how
-fast each variant is: target pieces per CPU-second of one thread over `--speed-seconds`, on a machine that does nothing
+The folder `stages` of a prepared recipe holds its shards, its tokeniser and the raw references. The first call finds
+how fast each variant is: target pieces per CPU-second of one thread over `--speed-seconds`, on a machine that does nothing
 else. The second trains each, in a process of one thread, on as many target pieces as that speed does in `--seconds`: so
 a result depends on no other work of the machine, and can be had again. embedding_dim is the same for all, and the size
 that SIZES names is chosen so that the parameters are within 3 % of `--parameters`. Precision and averaging are those of
