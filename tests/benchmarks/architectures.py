@@ -9,13 +9,13 @@
     python tests/benchmarks/architectures.py --list
 
 The folder `stages` of a prepared recipe holds its shards, its tokeniser and the raw references. The first call finds
-how fast each variant is: target pieces per CPU-second of one thread over `--speed-seconds`, on a machine that does nothing
-else. The second trains each, in a process of one thread, on as many target pieces as that speed does in `--seconds`: so
-a result depends on no other work of the machine, and can be had again. embedding_dim is the same for all, and the size
-that SIZES names is chosen so that the parameters are within 3 % of `--parameters`. Precision and averaging are those of
-the recipe multi30k-en-de; an update is one micro-batch of it, since in so short a time twice the updates bring more
-than twice the batch. The learning rate rises over the first part of the pieces and falls to 0 along half a cosine.
-Dev and test are translated with the averaged weights by beam search of 5, and scored by sacreBLEU.
+how fast each variant is: target pieces per CPU-second of one thread over `--speed-seconds`, on a machine that does
+nothing else. The second trains each, in a process of one thread, on as many target pieces as that speed does in
+`--seconds`: so a result depends on no other work of the machine, and can be had again. embedding_dim is the same for
+all, and the size that SIZES names is chosen so that the parameters are within 3 % of `--parameters`. Precision and
+averaging are those of the recipe multi30k-en-de; an update is one micro-batch of it, since in so short a time twice the
+updates bring more than twice the batch. The learning rate rises over the first part of the pieces and falls to 0 along
+half a cosine. Dev and test are translated with the averaged weights by beam search of 5, and scored by sacreBLEU.
 
 Results are appended as lines of JSON; a variant that is there with the same budgets and seed is not trained again.
 """
@@ -248,11 +248,8 @@ class Trainee:
                 update=self.num_updates, target_tokens=pieces, rate=rate, world=World(),
             )  # fmt: skip
             self.cpu_seconds += time.process_time() - started
-            self.target_tokens, self.num_updates, self.epochs = (
-                self.target_tokens + pieces,
-                self.num_updates + 1,
-                epochs,
-            )
+            self.target_tokens += pieces
+            self.num_updates, self.epochs = self.num_updates + 1, epochs
             yield figures.nll
             if self.target_tokens >= budget:
                 break

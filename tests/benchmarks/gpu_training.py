@@ -8,11 +8,11 @@ drawn, log-normal with median 27 and sigma 0.6, the target 1.06 times the source
 English and German news have after BPE), ids at random. A batch has the shape of its bucket, rows x bucket is at most
 --tokens.
 
-Modes: `eager` is training's own update (nmt/training/step.py). `static` is the same update without a wait for the GPU: shapes
-are the bucket's, real positions are picked by a list of fixed size that the host makes, clipping stays on the GPU.
-`compiled` is static with its forward pass through torch.compile, for each bucket anew. `graphs` is static, captured as
-one CUDA graph for each bucket. All do the same updates with the same noise: `agreement` is the cosine of the weights'
-change over the first update of each bucket with that of `eager`. It is near 1, or something is wrong.
+Modes: `eager` is training's own update (nmt/training/step.py). `static` is the same update without a wait for the GPU:
+shapes are the bucket's, real positions are picked by a list of fixed size that the host makes, clipping stays on the
+GPU. `compiled` is static with its forward pass through torch.compile, for each bucket anew. `graphs` is static,
+captured as one CUDA graph for each bucket. All do the same updates with the same noise: `agreement` is the cosine of
+the weights' change over the first update of each bucket with that of `eager`. It is near 1, or something is wrong.
 
 MFU is model FLOPs over time over the peak (Chowdhery et al. 2022, "PaLM", appendix B). Model FLOPs are those of the
 products over real pieces, 2 for a multiplication and its addition, forward, and twice that for the gradients (see
