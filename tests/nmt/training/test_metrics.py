@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nmt import metrics
+from nmt.training import metrics
 from nmt.training.metrics import METRICS_FILE, MetricsWriter, progress_logged, read_metrics, train_line, validation_line
 
 
