@@ -26,8 +26,8 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task
 
 from flows import summary
-from flows.config import Recipe, load_profile, load_recipe
-from flows.process import run_process
+from flows.config import Recipe, check_profile, load_profile, load_recipe
+from flows.process import GRACE_S, STOPPED_STATUSES, ProcessFailed, run_process
 from flows.registry import publish
 from flows.report import report
 from flows.run_folder import RunFolder, RunManifest
@@ -38,12 +38,16 @@ from pipelines.stage import StageRun
 STAGE_COMMAND: tuple[str, ...] = (sys.executable, "-m", "flows.cli", "stage")
 RETRIES = 1
 RETRY_DELAY_S = 5.0
+# Between asking training to save and leave, and ending it: an update, a checkpoint, and the end of a Ray of its own.
+TRAINING_GRACE_S = 60.0
 
 log = logging.getLogger(__name__)
 
 
 def may_help(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a retry may help: always but for bad input, which stays bad."""
+    """Return whether a retry may help: always but for bad input, which stays bad, and a stage that was told to stop."""
+    if isinstance(state.data, ProcessFailed) and state.data.status in STOPPED_STATUSES:
+        return False
     return not isinstance(state.data, InputError)
 
 
@@ -68,7 +72,8 @@ def stage_task(stage: Stage) -> Task[..., str]:
 
         inputs = [part for name, folder in folders.items() for part in ("--input", f"{name}={folder}")]
         command = [*STAGE_COMMAND, stage.name, *arguments, *inputs, "--supervised", "--json"]
-        folder: str = run_process(f"stage {stage.name}", command, on_line)["folder"]
+        grace_s = TRAINING_GRACE_S if stage.name == "train" else GRACE_S
+        folder: str = run_process(f"stage {stage.name}", command, on_line, grace_s=grace_s)["folder"]
         create_artifacts(given_stage(stage.name, Path(folder)), recipe_name)
         return folder
 
@@ -106,19 +111,23 @@ def build(
     overrides: list[str] | None = None,
     profile: str | None = None,
     workdir: str = "runs",
+    continue_from_earlier: bool = False,
 ) -> dict[str, Any]:
     """Return the figures of the run: its folder, report, scores, and the gate's answer.
 
     The parameters are those of `seqloom run`: a recipe's name or path, what it leaves open, overrides as of `--set`, a
-    profile's name or path, and the folder for everything that is made.
+    profile's name or path, the folder for everything that is made, and whether training leaves out checkpoints that
+    cannot be read.
     """
     started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     loaded = load_recipe(recipe, define=define or {}, overrides=overrides or ())
     where = load_profile(profile)
+    check_profile(loaded, where)
     arguments = stage_arguments(recipe, define or {}, overrides or [], profile, workdir)
     folders: dict[str, str] = {}
     for stage in stages_of(loaded):
-        folders[stage.name] = stage_task(stage)(loaded.name, arguments, dict(folders))
+        extra = ["--continue-from-earlier"] if stage.name == "train" and continue_from_earlier else []
+        folders[stage.name] = stage_task(stage)(loaded.name, arguments + extra, dict(folders))
     runs = {name: given_stage(name, Path(folder)) for name, folder in folders.items()}
     run_folder = RunFolder.of(Path(workdir), loaded)
     run_folder.link(runs)

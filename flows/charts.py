@@ -32,42 +32,56 @@ _STYLE = {
 def loss_curves(train: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]], best_update: int) -> str:
     """Return the losses of training and dev by update, the published update marked.
 
-    `train` and `validations` are the lines of metrics.jsonl of that kind; losses are nats a target piece.
+    `train` and `validations` are the lines of metrics.jsonl of that kind; losses are nats a target piece. A line of
+    training whose updates were all left out has none.
     """
+    finite = [line for line in train if line["loss"] is not None]
 
     def draw(axes: Any) -> None:
-        axes.plot(_column(train, "update"), _column(train, "loss"), color=BLUE, linewidth=1.2, label="train")
+        axes.plot(_column(finite, "update"), _column(finite, "loss"), color=BLUE, linewidth=1.2, label="train")
         updates = _column(validations, "update")
         axes.plot(updates, _column(validations, "loss"), color=ORANGE, marker="o", markersize=3.5, label="dev")
         axes.axvline(best_update, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="best")
         axes.set(xlabel="update", ylabel="loss")
         axes.legend()
 
-    return _svg("loss", "Loss of training and dev by update", draw)
+    return svg("loss", "Loss of training and dev by update", draw)
 
 
-def bleu_curve(validations: Sequence[Mapping[str, Any]], best_update: int) -> str:
-    """Return BLEU on dev by update, the published update marked with its value."""
+def score_curve(name: str, title: str, validations: Sequence[Mapping[str, Any]], best_update: int) -> str:
+    """Return a score of dev by update, the published update marked with its value.
+
+    `name` is that of the score in the lines of validation of metrics.jsonl, `title` what people call it.
+    """
 
     def draw(axes: Any) -> None:
-        axes.plot(
-            _column(validations, "update"), _column(validations, "bleu"), color=ORANGE, marker="o", markersize=3.5
-        )
+        axes.plot(_column(validations, "update"), _column(validations, name), color=ORANGE, marker="o", markersize=3.5)
         for line in validations:
             if line["update"] == best_update:
-                axes.plot([best_update], [line["bleu"]], "o", markersize=9, markerfacecolor="none", color=INK)
+                axes.plot([best_update], [line[name]], "o", markersize=9, markerfacecolor="none", color=INK)
                 axes.annotate(
-                    f"best {line['bleu']:.2f}",
-                    (best_update, line["bleu"]),
+                    f"best {line[name]:.2f}",
+                    (best_update, line[name]),
                     xytext=(0, -20),
                     textcoords="offset points",
                     horizontalalignment="center",
                     color=INK,
                 )
-        axes.set(xlabel="update", ylabel="BLEU on dev")
+        axes.set(xlabel="update", ylabel=f"{title} on dev")
         axes.set_ylim(bottom=0)
 
-    return _svg("bleu", "BLEU on dev by update", draw)
+    return svg(name, f"{title} on dev by update", draw)
+
+
+def training_curve(name: str, title: str, train: Sequence[Mapping[str, Any]]) -> str:
+    """Return a figure of the lines of training of metrics.jsonl by update; `title` says what it is, with its unit."""
+
+    def draw(axes: Any) -> None:
+        axes.plot(_column(train, "update"), _column(train, name), color=BLUE, linewidth=1.2)
+        axes.set(xlabel="update", ylabel=title)
+        axes.set_ylim(bottom=0)
+
+    return svg(name.replace("_", "-"), f"{title[0].upper()}{title[1:]} by update", draw)
 
 
 def length_histogram(
@@ -87,7 +101,7 @@ def length_histogram(
         axes.set(xlabel=f"characters ({language})", ylabel="rows")
         axes.legend()
 
-    return _svg(name, f"Lengths in {language} before and after cleaning", draw)
+    return svg(name, f"Lengths in {language} before and after cleaning", draw)
 
 
 def score_histogram(
@@ -185,7 +199,11 @@ def _column(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [line[name] for line in lines]
 
 
-def _svg(name: str, title: str, draw: Callable[[Any], None]) -> str:
+def svg(name: str, title: str, draw: Callable[[Any], None], *, integer_x: bool = True) -> str:
+    """Return a chart in the house style: what `draw` puts on its axes. `name` makes the ids in the SVG its own.
+
+    Without `integer_x` the ticks below are those that `draw` sets.
+    """
     # Some tenths of a second, which the command's other verbs need not wait for.
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -197,9 +215,10 @@ def _svg(name: str, title: str, draw: Callable[[Any], None]) -> str:
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        if integer_x:
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         FigureCanvasSVG(figure).print_svg(buffer, metadata=metadata)
     return _inline(buffer.getvalue(), name, title)

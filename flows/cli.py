@@ -1,6 +1,7 @@
 """The command `seqloom`: its arguments, what it prints, and its exit status.
 
-0 done, 1 failed, 2 wrong usage or input. Libraries that are slow to import are imported by the commands that need them.
+0 done, 1 failed, 2 wrong usage or input, 130 or 143 training stopped by SIGINT or SIGTERM, its weights saved. Libraries
+that are slow to import are imported by the commands that need them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.text import Text
 
 from flows.config import Profile, Recipe, load_profile, load_recipe, load_table, schema, table_overrides
 from flows.process import ProcessFailed
+from nmt.training.stopping import Stopped
 from pipelines.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,11 +69,12 @@ killed continues at the next call.
 - another value of any key: `seqloom run my.yaml --set train.max_epochs=3`
 - what the thresholds do, in seconds: `seqloom preview my.yaml --set clean.rules.language=0.5`
 - what models there are, and how large: `seqloom architectures my.yaml`
+- the best of many trainings: `seqloom tune my.yaml`, with a table `tune` in the recipe
 - why a row is gone: `seqloom explain my.yaml --row captions:1024`
 - with the published model: `seqloom translate runs/my/model in.txt out.txt`
 - how likely it finds a translation: `seqloom score runs/my/model in.txt its-translation.txt`
 
-**Exit status**: 0 done, 1 failed, 2 wrong usage or input.
+**Exit status**: 0 done, 1 failed, 2 wrong usage or input, 130 or 143 training stopped by Ctrl-C or SIGTERM.
 """,
 )
 
@@ -92,6 +95,10 @@ Define = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Standard output is one JSON object: paths and figures.")]
+FromEarlier = Annotated[
+    bool,
+    typer.Option("--continue-from-earlier", help="Leave out checkpoints that cannot be read, for one before them."),
+]
 NoRay = Annotated[bool, typer.Option("--no-ray", help="Work in this one process, without Ray.")]
 
 
@@ -119,6 +126,8 @@ def command(panel: str, name: str | None = None) -> Callable[[Callable[P, dict[s
                 _end(message, 2, {"error": described} if as_json else None)
             except ProcessFailed as error:
                 _end(str(error), 1, {"error": str(error)} if as_json else None)
+            except Stopped as stopped:
+                _end(str(stopped), stopped.status, {"error": str(stopped)} if as_json else None)
             except KeyboardInterrupt:
                 _end("interrupted; the same command continues", 1, {"error": "interrupted"} if as_json else None)
             if as_json:
@@ -137,6 +146,7 @@ def run(
     profile: ProfileOption = None,
     overrides: Overrides = None,
     define: Define = None,
+    continue_from_earlier: FromEarlier = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
@@ -164,7 +174,7 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     path = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     definitions = _definitions(define)
-    result: dict[str, Any] = build(path, definitions, overrides or [], profile, str(workdir))
+    result: dict[str, Any] = build(path, definitions, overrides or [], profile, str(workdir), continue_from_earlier)
     _print_result(RunFolder.of(workdir, loaded).stage_runs(), result)
     return result
 
@@ -196,6 +206,31 @@ def plan(
     return {"recipe": loaded.name, "stages": described}
 
 
+@command(WHOLE)
+def tune(
+    recipe: RecipeArgument,
+    workdir: Workdir = Path("runs"),
+    profile: ProfileOption = None,
+    overrides: Overrides = None,
+    define: Define = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Search hyperparameters: train at points of the recipe's `tune.space`, and write the best one as a recipe.
+
+    Trials that fall behind are stopped early. Each trial is trained in one process, `tune.concurrent_trials` at once;
+    what was killed continues at the next call. With `tune.folds` a trial's score is the mean of a cross-validation.
+
+    Under `WORKDIR/NAME/tune/` you find tune.html, best.yaml and trials.jsonl.
+    """
+    loaded, where = _load(recipe, profile, overrides, define, with_model=False)
+    _log_to_terminal(quiet)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from flows.tune_cli import tune_and_print
+
+    return tune_and_print(loaded, where, workdir, profile, _console())
+
+
 @command(PARTS)
 def prepare(
     recipe: RecipeArgument,
@@ -222,19 +257,37 @@ def train(
     overrides: Overrides = None,
     define: Define = None,
     no_ray: NoRay = False,
+    continue_from_earlier: FromEarlier = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Find out what training will need, in two updates. Nothing is left behind."),
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
     """Train the model, in this process or under Ray; prepare first where that has not been done.
 
     With the same number of workers the weights are the same with and without Ray, bit for bit on CPU.
+
+    With --dry-run two updates and a validation on a part of dev are done with all that the profile names, in a
+    temporary folder, and you see parameters, memory, padding, speed, time, disk and cost of the whole.
     """
-    runs = _run_up_to("train", recipe, workdir, profile, overrides, define, quiet=quiet, use_ray=not no_ray)
+    if dry_run:
+        loaded, where = _load(recipe, profile, overrides, define)
+        _log_to_terminal(quiet=True)
+        from flows.train_cli import dry_run_and_print
+
+        return dry_run_and_print(loaded, where, workdir, _console(), use_ray=not no_ray)
+    runs = _run_up_to(
+        "train", recipe, workdir, profile, overrides, define,
+        quiet=quiet, use_ray=not no_ray, continue_from_earlier=continue_from_earlier,
+    )  # fmt: skip
     counters = runs["train"].manifest.counters
-    from flows.summary import best_on_dev
+    from flows.summary import best_on_dev, ledger
 
     print(f"trained in {counters['updates']} updates, best on dev: {best_on_dev(counters)}")
     print(f"checkpoint: {runs['train'].folder / 'best'}")
+    _print_table("Ledger", ledger(counters))
     return _described_runs(runs)
 
 
@@ -254,6 +307,7 @@ def stage(
     supervised: Annotated[
         bool, typer.Option("--supervised", hidden=True, help="Started by the flow: end when standard input closes.")
     ] = False,
+    continue_from_earlier: FromEarlier = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
@@ -274,6 +328,7 @@ def stage(
     runs = _run_up_to(
         name, recipe, workdir, profile, overrides, define,
         quiet=quiet, use_ray=not no_ray, given=given, times=not supervised,
+        continue_from_earlier=continue_from_earlier,
     )  # fmt: skip
     return _described_run(runs[name])
 
@@ -545,6 +600,7 @@ def _run_up_to(
     use_ray: bool = True,
     given: Mapping[str, StageRun] | None = None,
     times: bool = True,
+    continue_from_earlier: bool = False,
 ) -> dict[str, StageRun]:
     # The process of one stage has the recipe from a flow that has checked all of it.
     with_model = given is None or name == "train"
@@ -553,7 +609,9 @@ def _run_up_to(
     from flows.run_folder import RunFolder
     from flows.stages import run_up_to
 
-    runs = run_up_to(name, loaded, where, workdir, given=given, use_ray=use_ray)
+    runs = run_up_to(
+        name, loaded, where, workdir, given=given, use_ray=use_ray, continue_from_earlier=continue_from_earlier
+    )
     RunFolder.of(workdir, loaded).link(runs)
     return runs
 
@@ -656,6 +714,7 @@ def _print_result(runs: Mapping[str, StageRun], result: Mapping[str, Any]) -> No
         _print_table("Scores", summary.scores(runs["evaluate"]))
     else:
         console.print(f"\nbest on dev: {summary.best_on_dev(runs['train'].manifest.counters)}")
+    _print_table("Ledger", summary.ledger(runs["train"].manifest.counters))
     gate = result["gate"]
     verdict = f"published: {gate['model']}" if gate["published"] else "not published"
     console.print()

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -21,10 +21,13 @@ from nmt.config import (
     TrackingConfig,
     TrainConfig,
     TranslateConfig,
+    check_beside,
+    check_guidance,
     check_stopping,
 )
 from pipelines.config import (
     ALL_SPLITS,
+    AlignConfig,
     AugmentConfig,
     BeamConfig,
     CleanConfig,
@@ -73,6 +76,63 @@ class PublishConfig(Table):
     p_value: float = Field(default=0.05, gt=0.0, lt=1.0)  # of the paired bootstrap test against the live model
 
 
+class ParameterConfig(Table):
+    """What a key of the recipe may be in a search, in one of these forms; bounds belong to it."""
+
+    choice: tuple[Any, ...] | None = None  # one of these values
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = None  # as likely below as above the geometric mean of the bounds
+    integers: tuple[int, int] | None = None
+    step: float | None = Field(default=None, gt=0)  # of uniform and integers: the lower bound and so many steps more
+
+    def fault(self) -> str | None:
+        """Return what is wrong with it, in words, or None."""
+        forms = ("choice", "uniform", "log_uniform", "integers")
+        given = [name for name in forms if getattr(self, name) is not None]
+        if len(given) != 1:
+            return f"give one of {', '.join(forms)}"
+        if self.choice is not None:
+            if len(self.choice) != len({json.dumps(value, sort_keys=True) for value in self.choice}):
+                return f"choice has a value twice: {list(self.choice)}"
+            return None if self.choice and self.step is None else "choice needs values, and takes no step"
+        low, high = getattr(self, given[0])
+        if low >= high:
+            return f"{given[0]} needs a lower bound below the upper one (found {low}, {high})"
+        if self.log_uniform is not None and (low <= 0 or self.step is not None):
+            return "log_uniform needs bounds above 0, and takes no step"
+        if self.integers is not None and self.step is not None and self.step != int(self.step):
+            return f"the step of integers is a whole number (found {self.step:g})"
+        return None
+
+
+class TuneConfig(Table):
+    """The search of `seqloom tune`: points of the space, drawn from the seed, and which of them are trained how far."""
+
+    # Keys of model, train, tokenizer, augment and clean, dotted as of --set: {train.learning_rate: {...}}.
+    space: dict[str, ParameterConfig] = Field(min_length=1)
+    trials: int = Field(default=20, ge=1)
+    metric: Literal["bleu", "chrf", "loss", "perplexity"] = "bleu"  # of dev: of the first two more is better
+    folds: int = Field(default=0, ge=0)  # 0: the recipe's dev; of more, each is dev once, and the score is their mean
+    concurrent_trials: int = Field(default=2, ge=1)
+    seed: int = Field(default=1, ge=0, lt=2**31)
+    # Asynchronous successive halving: after so many validations, and then after each time as many as
+    # `reduction_factor`, a trial goes on only among the best 1 / reduction_factor of those that have come so far.
+    grace_validations: int = Field(default=3, ge=1)
+    reduction_factor: int = Field(default=3, ge=2)
+    max_epochs: Annotated[int, Field(ge=1)] | None = None  # of a trial; null: the recipe's
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        for key, parameter in self.space.items():
+            if (fault := parameter.fault()) is not None:
+                raise ValueError(f"{key}: {fault}")
+        if self.folds == 1:
+            raise ValueError("folds: one fold leaves nothing to train on; give 0, or 2 and more")
+        if self.max_epochs is not None and "train.max_epochs" in self.space:
+            raise ValueError("max_epochs is given for all trials, and train.max_epochs is in the space")
+        return self
+
+
 class Recipe(Table):
     """What: languages, corpora, cleaning, tokeniser, model, training, decoding, evaluation, publishing."""
 
@@ -83,11 +143,13 @@ class Recipe(Table):
     tokenizer: TokenizerConfig = TokenizerConfig()
     shards: ShardConfig = ShardConfig()
     augment: AugmentConfig = AugmentConfig()
+    align: AlignConfig = AlignConfig()
     model: dict[str, Any] = Field(default={})  # the table of its architecture, see `model_table`
     train: TrainConfig = TrainConfig()
     translate: TranslateConfig = TranslateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     publish: PublishConfig = PublishConfig()
+    tune: TuneConfig | None = None  # of `seqloom tune` alone
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
@@ -115,6 +177,7 @@ class Recipe(Table):
             )
         self._check_positions(table)
         check_stopping(table, self.train)
+        check_guidance(table, self.train)
         if not table.has_source and self.publish != PublishConfig():
             raise InputError(
                 "the gate of a language model compares perplexity: the keys of publish are of BLEU",
@@ -181,16 +244,25 @@ def load_recipe(
     for override in overrides:
         _apply(tree, override)
     _anchor(tree, define)
-    tree = _defined(tree, define, str(path))
+    tree = _with_taken_tokenizer(_defined(tree, define, str(path)), path.parent)
     recipe = _resolved(_validated(Recipe, tree, str(path)), path.parent)
-    if with_model:
-        try:
-            table = recipe.model_table()
-            _check_vectors(table)
-        except InputError as error:
-            raise InputError(error.what, where=f"{path}: {error.where}", remedy=error.remedy) from error
-        recipe = recipe.model_copy(update={"model": table.model_dump(mode="json")})
-    return recipe
+    return _with_model(recipe, str(path)) if with_model else recipe
+
+
+def recipe_of(tree: Mapping[str, Any], where: str) -> Recipe:
+    """Return the recipe of a table of keys whose paths are absolute. Raises InputError naming the key that is wrong."""
+    return _with_model(_validated(Recipe, _with_taken_tokenizer(dict(tree), Path()), where), where)
+
+
+def _with_model(recipe: Recipe, where: str) -> Recipe:
+    """Return the recipe with the whole table of its model."""
+    try:
+        table = recipe.model_table()
+        _check_vectors(table)
+        _check_beginnings(table, recipe.train)
+    except InputError as error:
+        raise InputError(error.what, where=f"{where}: {error.where}", remedy=error.remedy) from error
+    return recipe.model_copy(update={"model": table.model_dump(mode="json")})
 
 
 def _check_vectors(table: ModelTable) -> None:
@@ -199,6 +271,47 @@ def _check_vectors(table: ModelTable) -> None:
         from nmt.pretrained import check_dimensions
 
         check_dimensions(table)
+
+
+def _check_beginnings(table: ModelTable, train: TrainConfig) -> None:
+    """Look at the model that training begins with, and at the names of what it leaves as it is."""
+    if train.start_from is not None or train.freeze:
+        from nmt.training.beginnings import check_beginnings
+
+        check_beginnings(table, train)
+
+
+def _with_taken_tokenizer(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the keys with what the model of `tokenizer.from_model` says of its tokeniser; paths are of a folder.
+
+    Raises InputError where the recipe says otherwise, as `load_published` does.
+    """
+    table = tree.get("tokenizer")
+    if not isinstance(table, dict) or not isinstance(path := table.get("from_model"), str):
+        return tree
+    from nmt.published import load_published  # with pyarrow, which most commands do not need
+    from pipelines.tokenizer import tokenizer_keys
+
+    where = load_published(folder / path).tokenizer
+    found = json.loads(json.dumps(tokenizer_keys(where)))
+    differing = [key for key in found if key in table and table[key] != found[key]]
+    if differing:
+        said = ", ".join(f"{key} {found[key]}, here {table[key]}" for key in differing)
+        raise InputError(
+            f"the tokeniser of that model has {said}",
+            where=f"tokenizer.from_model: {where}",
+            remedy=f"Leave out {', '.join(differing)}",
+        )
+    return tree | {"tokenizer": {**table, **found}}
+
+
+def check_profile(recipe: Recipe, profile: Profile, *, use_ray: bool = True) -> None:
+    """Raise InputError where training, as the recipe has it, cannot be computed where the profile says."""
+    from nmt.compilation import check_arithmetic  # which imports torch
+
+    check_arithmetic(recipe.model_table(), recipe.train, use_gpu=profile.ray.use_gpu)
+    if use_ray:
+        check_beside(recipe.train, profile.ray)
 
 
 def load_profile(name_or_path: str | None) -> Profile:
@@ -305,6 +418,8 @@ def _paths(tree: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
         *((entry, ("tsv",)) for entry in (labelled if isinstance(labelled, list) else ())),
         (table(clean, "resources"), tuple(ResourcesConfig.model_fields)),
         (table(tree, "model"), VECTOR_KEYS),
+        (table(tree, "train"), ("start_from",)),
+        (table(tree, "tokenizer"), ("from_model",)),
     ]
     return [(holder, key) for holder, keys in holders if isinstance(holder, dict) for key in keys if key in holder]
 
@@ -386,6 +501,8 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     update = {
         "corpora": recipe.corpora.model_copy(update=corpora),
         "clean": recipe.clean.model_copy(update=clean),
+        "train": moved(recipe.train, ("start_from",)),
+        "tokenizer": moved(recipe.tokenizer, ("from_model",)),
         "model": recipe.model | {key: absolute(path) for key, path in vectors.items() if isinstance(path, str)},
     }
     return recipe.model_copy(update=update)

@@ -21,11 +21,13 @@ from typing import IO, Any
 
 from pipelines.errors import InputError
 
-GRACE_S = 10.0  # between asking a group to end and ending it
-LEFTOVER_GRACE_S = 2.0  # the same for what a process leaves behind that has itself ended
+GRACE_S = 10.0  # between asking a process to end and ending it
+LEFTOVER_GRACE_S = 2.0  # the same for what it leaves behind in its group
 POLL_S = 0.1
 KEPT_LINES = 20
 INPUT_STATUS = 2  # exit status of bad input, as of the command
+# Of a command that was told by a signal to stop, and has: 128 and the signal's number, as shells have it.
+STOPPED_STATUSES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 class ProcessFailed(RuntimeError):
@@ -120,13 +122,24 @@ def _listen(command: Sequence[str], on_line: Callable[[str], None], grace_s: flo
 
 
 def end_group(process: subprocess.Popen[str], grace_s: float) -> None:
-    """End a process and all of its group: SIGTERM, and after the grace SIGKILL. Returns when the process has ended."""
-    deadline = time.monotonic() + grace_s
+    """End a process and all of its group. Returns when the process has ended.
+
+    SIGTERM goes to the process alone, and when it has ended, or the grace is over, to whatever is left of its group,
+    which soon gets SIGKILL: training saves first, for which it needs the Ray that it has started in its group.
+    """
+    if process.poll() is None:
+        process.terminate()
+        _wait_until(lambda: process.poll() is not None, grace_s)
     _signal_group(process, signal.SIGTERM)
-    while time.monotonic() < deadline and _group_lives(process):
-        time.sleep(POLL_S / 4)
+    _wait_until(lambda: not _group_lives(process), min(grace_s, LEFTOVER_GRACE_S))
     _signal_group(process, signal.SIGKILL)
     process.wait()
+
+
+def _wait_until(reached: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not reached():
+        time.sleep(POLL_S / 4)
 
 
 def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from flows import charts, summary
 from flows.config import Recipe
-from flows.stages import RATING_STAGES, STAGE_NAMES
+from flows.stages import ALIGNING_STAGES, RATING_STAGES, STAGE_NAMES
 from nmt.evaluate import hypotheses_path, read_lines, read_tests, sentence_chrf
 from pipelines.config import CorporaConfig
 from pipelines.explanations import BORDERLINE_DROPPED, BORDERLINE_KEPT, DROPPED, KEPT
@@ -31,6 +31,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 METRICS_NAME = "metrics.jsonl"
 ATTENTION_NAME = "attention.json"
 TITLES = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
+TRAINING_CURVES = {"learning_rate": "learning rate", "target_tokens_per_s": "target pieces per second"}
 SAMPLES = 6  # translations shown of each test set
 RANKED_ROWS = 300  # of a test set, drawn by chance, that the samples are chosen from
 OPEN_CORPORA = 5  # waterfalls that are shown at once; with more corpora, those of the others open by a click
@@ -55,7 +56,7 @@ def report(
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=_count, percent=summary.percent, duration=_duration, size=_size, shown=_shown, visible=_visible
+        count=_count, percent=summary.percent, duration=_duration, size=summary.size, shown=_shown, visible=_visible
     )
     context = {
         "recipe": recipe,
@@ -71,6 +72,7 @@ def report(
         "pieces": _part(runs, "encode", _pieces),
         "curves": _part(runs, "train", _curves),
         "training": _part(runs, "train", _training),
+        "ledger": _part(runs, "train", _ledger),
         "samples": _part(runs, "translate", lambda run: _samples(runs, run, recipe)),
         "attention": _part(runs, "translate", _attention),
         "stages": _stages(runs),
@@ -283,13 +285,25 @@ def _curves(run: StageRun) -> dict[str, Any]:
         return {"none": f"{path} holds {len(train)} lines of training and {len(validations)} of validation"}
     best = run.manifest.counters["best_update"]
     curves = [Markup(charts.loss_curves(train, validations, best))]
-    if "bleu" in validations[0]:  # not of a language model
-        curves.append(Markup(charts.bleu_curve(validations, best)))
-    return {"items": curves}
+    # A language model has no translations, and runs of older versions have fewer figures.
+    scores = [name for name in ("bleu", "chrf") if all(name in line for line in validations)]
+    curves += [Markup(charts.score_curve(name, TITLES[name], validations, best)) for name in scores]
+    curves += [
+        Markup(charts.training_curve(name, title, train))
+        for name, title in TRAINING_CURVES.items()
+        if all(name in line for line in train)
+    ]
+    return {"items": curves, "scores": [TITLES[name] for name in scores]}
 
 
 def _training(run: StageRun) -> dict[str, Any]:
-    return {"items": {name.replace("_", " "): _shown(value) for name, value in run.manifest.counters.items()}}
+    counters = {name: value for name, value in run.manifest.counters.items() if name != "ledger"}
+    return {"items": {name.replace("_", " "): _shown(value) for name, value in counters.items()}}
+
+
+def _ledger(run: StageRun) -> dict[str, Any]:
+    rows = summary.ledger(run.manifest.counters).rows
+    return {"items": dict(rows)} if rows else {"none": "training was done by a version that kept no ledger"}
 
 
 def _samples(runs: Mapping[str, StageRun], run: StageRun, recipe: Recipe) -> dict[str, Any]:
@@ -374,7 +388,7 @@ def _stages(runs: Mapping[str, StageRun]) -> list[dict[str, Any]]:
     stages: list[dict[str, Any]] = []
     for name in STAGE_NAMES:
         if name not in runs:
-            if name in RATING_STAGES:
+            if name in RATING_STAGES | ALIGNING_STAGES:
                 continue
             stages.append({"name": name, "none": "not part of this run"})
             continue
@@ -413,13 +427,6 @@ def _short(value: int) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return str(value)
-
-
-def _size(num_bytes: int) -> str:
-    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes} B"
 
 
 def _duration(seconds: float) -> str:

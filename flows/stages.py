@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.config import Profile, Recipe
+from flows.config import Profile, Recipe, check_profile
 from flows.run_folder import RunFolder
 from pipelines.errors import InputError
 from pipelines.stage import Manifest, StageRun, WouldRun, planning, read_manifest
@@ -33,13 +33,16 @@ STAGES: tuple[Stage, ...] = (
     Stage("clean", "Clean the corpora: kept rows, rejected rows and the waterfall", ("score", "rate")),
     Stage("fit_tokenizer", "Fit the tokeniser on a sample of the clean training rows", ("clean",)),
     Stage("encode", "Encode the clean rows into shards of piece ids", ("clean", "fit_tokenizer")),
-    Stage("train", "Train the model on the shards", ("encode", "clean", "fit_tokenizer")),
+    Stage("align", "Align the pieces of the training rows, for attention to be guided by", ("encode", "fit_tokenizer")),
+    Stage("train", "Train the model on the shards", ("encode", "clean", "fit_tokenizer", "align")),
     Stage("translate", "Translate the test sets", ("train", "fit_tokenizer", "clean")),
     Stage("evaluate", "Score the translations", ("clean", "translate")),
 )
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 # Only where the recipe has `clean.quality`.
 RATING_STAGES = frozenset({"fit_quality", "rate"})
+# Only where the recipe guides attention: `train.guided_alignment_weight`.
+ALIGNING_STAGES = frozenset({"align"})
 # Only where the recipe's model translates: that of a language model ends with training.
 TRANSLATION_STAGES = frozenset({"translate", "evaluate"})
 
@@ -51,7 +54,9 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
 
 
 def _of_any_model(recipe: Recipe) -> tuple[Stage, ...]:
-    return tuple(stage for stage in STAGES if recipe.clean.quality is not None or stage.name not in RATING_STAGES)
+    left_out = frozenset() if recipe.clean.quality is not None else RATING_STAGES
+    left_out |= frozenset() if recipe.train.guided_alignment_weight > 0.0 else ALIGNING_STAGES
+    return tuple(stage for stage in STAGES if stage.name not in left_out)
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,13 @@ def run_up_to(
     *,
     given: Mapping[str, StageRun] | None = None,
     use_ray: bool = True,
+    continue_from_earlier: bool = False,
 ) -> dict[str, StageRun]:
     """Return the finished stage of a name and all that it needs, in order; what is finished and unchanged is reused.
 
     A stage in `given` is taken as it is, and what only it would need does not run. `use_ray=False` trains and
-    translates in this process, without Ray. Raises InputError as the stages do, and for a stage that a recipe of a
-    language model has not; and WouldRun inside `planning()`.
+    translates in this process, without Ray; `continue_from_earlier` is as of `train`. Raises InputError as the stages
+    do, and for a stage that a recipe of a language model has not; and WouldRun inside `planning()`.
     """
     runs = dict(given or {})
     needed = _needed(name, runs)
@@ -93,9 +99,21 @@ def run_up_to(
             where=f"stage {name}",
             remedy="Its last stage is train; score texts with it by `seqloom score`",
         )
-    for stage in _of_any_model(recipe):
+    if "train" in needed:
+        check_profile(recipe, profile, use_ray=use_ray)
+    has = _of_any_model(recipe)
+    if name in needed and name not in {stage.name for stage in has}:
+        raise InputError(
+            "the recipe has no such stage",
+            where=f"stage {name}",
+            remedy="fit_quality and rate are of recipes with clean.quality, align with train.guided_alignment_weight",
+        )
+    for stage in has:
         if stage.name in needed:
-            runs[stage.name] = _run(stage.name, recipe, profile, stages_root(workdir), runs, use_ray=use_ray)
+            runs[stage.name] = _run(
+                stage.name, recipe, profile, stages_root(workdir), runs,
+                use_ray=use_ray, continue_from_earlier=continue_from_earlier,
+            )  # fmt: skip
     return runs
 
 
@@ -144,7 +162,14 @@ def plan(recipe: Recipe, profile: Profile, workdir: Path) -> list[PlannedStage]:
 
 
 def _run(
-    name: str, recipe: Recipe, profile: Profile, root: Path, runs: Mapping[str, StageRun], *, use_ray: bool
+    name: str,
+    recipe: Recipe,
+    profile: Profile,
+    root: Path,
+    runs: Mapping[str, StageRun],
+    *,
+    use_ray: bool,
+    continue_from_earlier: bool = False,
 ) -> StageRun:
     # Each stage imports what only it needs: the tokeniser's process never loads torch, nor training Beam.
     match name:
@@ -175,6 +200,10 @@ def _run(
 
             cleaned, tokenizer, with_text = runs["clean"], runs["fit_tokenizer"], recipe.augment.changes_text
             return encode(recipe.shards, cleaned, tokenizer, profile.beam, root, with_text=with_text)
+        case "align":
+            from pipelines.align import align
+
+            return align(recipe.align, runs["encode"], runs["fit_tokenizer"], profile.beam, root)
         case "train":
             from nmt.train import train
 
@@ -190,6 +219,11 @@ def _run(
                 use_ray=use_ray,
                 augment=recipe.augment,
                 weights={corpus.name: corpus.weight for corpus in recipe.corpora.train},
+                curriculum={corpus.name: (corpus.from_epoch, corpus.until_epoch) for corpus in recipe.corpora.train},
+                aligned=runs.get("align"),
+                tracking=profile.tracking,
+                prices=profile.prices,
+                continue_from_earlier=continue_from_earlier,
             )
         case "translate":
             from nmt.translate import translate_tests

@@ -132,6 +132,37 @@ def best_on_dev(counters: Mapping[str, Any]) -> str:
     return f"perplexity {counters['best_perplexity']:.2f}"
 
 
+def ledger(counters: Mapping[str, Any]) -> Rows:
+    """Return what a training run has cost, from its counters: a row a figure; none of a version that kept no ledger."""
+    found = counters.get("ledger")
+    if found is None:
+        return Rows(["training", "took"], [])
+    hours = {
+        "wall time": found["wall_hours"],
+        "workers' time": found["worker_hours"],
+        "GPUs' time": found["gpu_hours"],
+        "of it lost or done again": found["again_hours"],
+    }
+    rows = [[name, f"{value:,.2f} h"] for name, value in hours.items() if value or name == "wall time"]
+    rows.append(["restarts", f"{found['restarts']:,}"])
+    if found["updates_again"]:
+        rows.append(["updates done again", f"{found['updates_again']:,}"])
+    rows.append(["updates", f"{found['updates']:,}"])
+    rows.append(["target pieces", f"{found['target_tokens']:,}"])
+    rows.append(["target pieces per second", f"{found['target_tokens_per_s']:,.0f}"])
+    rows += [[f"of the time: {_SPENT[name]}", percent(share)] for name, share in found["shares"].items()]
+    if "cost" in found:
+        rows.append(["cost", f"{found['cost']:,.2f} {found['currency']}"])
+    return Rows(["training", "took"], rows)
+
+
+_SPENT = {
+    "checkpoints": "checkpoints",
+    "communication": "the sum over the workers",
+    "data": "waiting for data",
+    "validation": "validation",
+    "waiting": "waiting for other workers",
+}
 _METRICS = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
 
 
@@ -140,6 +171,14 @@ def percent(share: float) -> str:
     if 0 < share < 0.0005:
         return "<0.1 %"
     return f"{100 * share:.1f} %"
+
+
+def size(num_bytes: int) -> str:
+    """Return a number of bytes with three digits and a unit: `12.3 MB`."""
+    for unit_bytes, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if num_bytes >= unit_bytes:
+            return f"{num_bytes / unit_bytes:.3g} {unit}"
+    return f"{num_bytes} B"
 
 
 def visible(text: str, characters: int | None = None) -> str:

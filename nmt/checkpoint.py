@@ -2,8 +2,9 @@
 
 best/                      what is published and translated with
 ├── config.json            format, model config, vocabulary sizes, tokeniser digest, update, scores of dev
-└── model.safetensors      the weights (averaged ones where training averages)
-update-00000500/           what training continues from: the same two files (the raw weights), and
+├── model.safetensors      the weights (averaged ones where training averages)
+└── checksums.json         bytes and sha256 of the other files, written last; older checkpoints have none
+update-00000500/           what training continues from: the same three files (the raw weights), and
 ├── optimizer.safetensors  the optimiser's moments; averages.safetensors where training averages
 └── state.json             position in the plan, early stopping, totals
 """
@@ -11,25 +12,30 @@ update-00000500/           what training continues from: the same two files (the
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nmt.architectures import ModelConfig, build_model
 from nmt.model.seq2seq import Seq2Seq
+from nmt.precision import INITIAL_SCALE
 from nmt.training.optim import Averages
 from pipelines.errors import InputError
+from pipelines.stage import file_sha256
 
 CHECKPOINT_FORMAT = 1
 CONFIG_JSON, MODEL_FILE, STATE_JSON = "config.json", "model.safetensors", "state.json"
+CHECKSUMS_JSON = "checksums.json"
 OPTIMIZER_FILE, AVERAGES_FILE = "optimizer.safetensors", "averages.safetensors"
 _UPDATE_DIGITS = 8
 
@@ -49,25 +55,156 @@ class CheckpointConfig(BaseModel):
 
 
 class TrainState(BaseModel):
-    """Where training stands. A position is two integers: the epoch, and the updates of it that are done."""
+    """Where training stands. A position is three integers: the epoch, its window, and the updates of that one done."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     update: int = 0
     epoch: int = 0
     updates_of_epoch: int = 0
+    window: int = 0
+    updates_of_window: int = 0
+    total_updates: int | None = None  # that the schedule counts on, once it is known
     best_update: int = 0
     best_metric: float | None = None
     best_dev: dict[str, float] = {}
     validations_since_best: int = 0
+    validated_update: int = 0  # the last whose validation is judged, and in metrics.jsonl
+    pending_validations: tuple[tuple[int, int], ...] = ()  # (update, epoch) whose weights are scored beside training
+    best_models: tuple[tuple[int, float], ...] = ()  # (update, metric) of the best `average_checkpoints`, best first
+    mean_dev: dict[str, float] = {}  # scores of the mean of those, once training has stopped
     target_tokens: int = 0
     seconds: float = 0.0
+    skipped_updates: int = 0  # whose loss or gradient was not finite
+    skipped_in_a_row: int = 0  # those that a smaller loss scale does not mend
+    split_microbatches: int = 0  # computed in parts, as they did not fit into memory
+    loss_scale: float = INITIAL_SCALE  # of float16
+    updates_at_loss_scale: int = 0
+    plateau_rate: float = 1.0  # what the schedule plateau multiplies the learning rate by
+    plateau_validations: int = 0  # without a better one, since that was changed last
+    spent: dict[str, float] = {}  # of these seconds: what they went to beside computing, see `training/record.py`
     stopped: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_the_only_window(cls, values: Any) -> Any:
+        """Of a checkpoint from before there were windows, the updates of the epoch are those of its first window."""
+        if isinstance(values, dict) and "updates_of_window" not in values:
+            return values | {"updates_of_window": values.get("updates_of_epoch", 0)}
+        return values
 
-def save_model(folder: Path, model: Seq2Seq, config: CheckpointConfig) -> None:
+
+class FileSum(BaseModel):
+    """The size of a file and the sha256, in hex, of what it holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class Checksums(BaseModel):
+    """What the files of a checkpoint held when it was written, by their names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    files: dict[str, FileSum]
+
+
+class Content(NamedTuple):
+    """What a checkpoint's folder is to hold: tensors by their names, and tables, by the names of their files."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    tables: dict[str, BaseModel]
+
+
+# In this the folder is renamed into place: a caller may hold a lock, or refuse.
+Placing = Callable[[], AbstractContextManager[None]]
+
+
+def model_content(model: Seq2Seq, config: CheckpointConfig) -> Content:
+    """Return what a model's checkpoint holds: the weights as they are now, without a copy, and their config."""
+    return Content({MODEL_FILE: _unshared(model.state_dict())}, {CONFIG_JSON: config})
+
+
+def training_content(
+    model: Seq2Seq,
+    optimizer: torch.optim.Optimizer,
+    averages: Averages | None,
+    config: CheckpointConfig,
+    state: TrainState,
+) -> Content:
+    """Return what training continues from: a model's content, the optimiser's and the averages' tensors, the state."""
+    content = model_content(model, config)
+    content.tensors[OPTIMIZER_FILE] = _unshared(_optimizer_tensors(optimizer))
+    if averages is not None:
+        content.tensors[AVERAGES_FILE] = _unshared({str(i): average for i, average in enumerate(averages.averages)})
+    content.tables[STATE_JSON] = state
+    return content
+
+
+def training_folder(folder: Path, update: int) -> Path:
+    """Return where under `folder` lies what training continues from at an update."""
+    return folder / f"update-{update:0{_UPDATE_DIGITS}d}"
+
+
+def write_checkpoint(folder: Path, content: Content, placing: Placing = nullcontext) -> None:
+    """Write a checkpoint's folder, in place of an old one of that name; it has that name only when it is whole.
+
+    All of it is on the disk before it has its name. The checksums are of what was written, read back from the files.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}-{folder.name}")
+    temporary.mkdir()
+    for name, tensors in content.tensors.items():
+        save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, temporary / name)
+    for name, table in content.tables.items():
+        (temporary / name).write_text(table.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    names = [*content.tensors, *content.tables]
+    sums = {
+        name: FileSum(bytes=(temporary / name).stat().st_size, sha256=file_sha256(temporary / name)) for name in names
+    }
+    (temporary / CHECKSUMS_JSON).write_text(Checksums(files=sums).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    for name in (*names, CHECKSUMS_JSON, "."):
+        _sync(temporary / name)
+    with placing():
+        if folder.exists():
+            # Moved and not removed in place, so that there is next to no time in which neither stands there.
+            old = temporary.with_name(f"{temporary.name}-old")
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(folder)
+    _sync(folder.parent)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Raise InputError, naming folder, file and fault, where a checkpoint does not hold what was written.
+
+    One without checksums, of an older version, has nothing to be held against.
+    """
+    path = folder / CHECKSUMS_JSON
+    if not path.exists():
+        return
+    try:
+        checksums = Checksums.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _broken(path, error) from error
+    for name, expected in checksums.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise _broken(file, "the file is missing")
+        if (found := file.stat().st_size) != expected.bytes:
+            raise _broken(file, f"it has {found:,} bytes, and was written with {expected.bytes:,}")
+        if (digest := file_sha256(file)) != expected.sha256:
+            raise _broken(file, f"its sha256 is {digest[:12]}, and was {expected.sha256[:12]} when it was written")
+
+
+def save_model(folder: Path, model: Seq2Seq, config: CheckpointConfig, placing: Placing = nullcontext) -> None:
     """Write the weights and their config as a new checkpoint folder, in place of an old one of that name."""
-    _write(folder, {MODEL_FILE: model.state_dict()}, {CONFIG_JSON: config})
+    write_checkpoint(folder, model_content(model, config), placing)
 
 
 def save_training(
@@ -79,11 +216,8 @@ def save_training(
     state: TrainState,
 ) -> Path:
     """Return the new folder `update-<n>` under `folder`, which holds all that training continues from."""
-    path = folder / f"update-{state.update:0{_UPDATE_DIGITS}d}"
-    tensors = {MODEL_FILE: model.state_dict(), OPTIMIZER_FILE: _optimizer_tensors(optimizer)}
-    if averages is not None:
-        tensors[AVERAGES_FILE] = {str(i): average for i, average in enumerate(averages.averages)}
-    _write(path, tensors, {CONFIG_JSON: config, STATE_JSON: state})
+    path = training_folder(folder, state.update)
+    write_checkpoint(path, training_content(model, optimizer, averages, config, state))
     return path
 
 
@@ -123,6 +257,7 @@ def load_config(folder: Path, *, tokenizer: str | None = None) -> CheckpointConf
 def load_model(folder: Path, *, tokenizer: str | None = None) -> tuple[Seq2Seq, CheckpointConfig]:
     """Return the model of a checkpoint, on the CPU, and its config. Raises InputError as `load_config` does."""
     config = load_config(folder, tokenizer=tokenizer)
+    verify_checkpoint(folder)
     model = build_model(config.model, config.source_size, config.target_size)
     _restore_weights(model, folder)
     return model, config
@@ -133,40 +268,42 @@ def load_training(
 ) -> TrainState:
     """Return the state of training, having put weights, moments and averages back in place. Raises InputError."""
     load_config(folder, tokenizer=tokenizer)
+    verify_checkpoint(folder)
     _restore_weights(model, folder)
     _restore_optimizer(optimizer, _tensors(folder / OPTIMIZER_FILE))
     if averages is not None:
         stored = _tensors(folder / AVERAGES_FILE)
         for i, average in enumerate(averages.averages):
             average.copy_(stored[str(i)])
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> TrainState:
+    """Return the state of what training continues from. Raises InputError where the file cannot be read."""
     try:
         return TrainState.model_validate_json((folder / STATE_JSON).read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
         raise _broken(folder / STATE_JSON, error) from error
 
 
-def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], tables: Mapping[str, BaseModel]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}-{folder.name}")
-    temporary.mkdir()
-    for name, content in tensors.items():
-        save_file(_unshared(content), temporary / name)
-    for name, table in tables.items():
-        (temporary / name).write_text(table.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _unshared(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors by name, each storage once: of tied weights the first name stands for all."""
     seen: set[int] = set()
-    kept = {}
+    kept: dict[str, Tensor] = {}
     for name, tensor in content.items():
         if tensor.numel() and tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
-        kept[name] = tensor.detach().contiguous().cpu()
+        kept[name] = tensor.detach()
     return kept
 
 
@@ -201,8 +338,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _broken(path: Path, error: object) -> InputError:
-    return InputError(
-        f"the checkpoint cannot be read ({error})",
-        where=str(path),
-        remedy="Remove this checkpoint's folder to continue from the one before it",
-    )
+    if (path.parent / STATE_JSON).exists():
+        remedy = "Train with --continue-from-earlier to go on from the checkpoint before it: the weights are the same"
+    else:
+        remedy = "Copy the model again from where it was made, or train it again"
+    return InputError(f"the checkpoint cannot be read: {error}", where=str(path), remedy=remedy)

@@ -21,6 +21,7 @@ class ModelTable(Table):
     """
 
     has_source: ClassVar[bool] = True  # False of a language model, which reads one side alone and translates nothing
+    compiles: ClassVar[bool] = True  # False where torch.compile would lose gradients
 
     architecture: str
     embedding_dim: int = Field(default=256, ge=1)
@@ -48,6 +49,10 @@ class ModelTable(Table):
     def only_side(self) -> Side | None:
         """Return the side of the corpora that a language model reads; None of a model that translates."""
         return None
+
+    def attends(self) -> bool:
+        """Return whether the decoder attends to the source: a language model has none."""
+        return self.has_source
 
     def most_pieces(self) -> int | None:
         """Return the pieces, EOS counted, beyond which a sequence is an error; None where there is no such bound."""
@@ -148,6 +153,26 @@ def check_stopping(model: ModelTable, train: TrainConfig) -> None:
         )
 
 
+def check_guidance(model: ModelTable, train: TrainConfig) -> None:
+    """Raise InputError where an attention that a model has not would be guided."""
+    if train.guided_alignment_weight > 0.0 and not model.attends():
+        raise InputError(
+            "guided alignment is of a decoder's attention over the source, and this model has none",
+            where="train.guided_alignment_weight",
+            remedy="Set it to 0, or take a model with attention",
+        )
+
+
+def check_beside(train: TrainConfig, ray: RayConfig) -> None:
+    """Raise InputError where training could not go on without the scores of the validation before."""
+    if ray.validation_workers and train.schedule == "plateau":
+        raise InputError(
+            "the schedule plateau needs a validation's scores before the next update",
+            where="ray.validation_workers",
+            remedy="Set ray.validation_workers: 0 in the profile, or another train.schedule",
+        )
+
+
 class TranslateConfig(Table):
     """Search. Hypotheses are ranked by log probability / length^length_penalty."""
 
@@ -189,12 +214,17 @@ class RayConfig(Table):
     # of them are waited for.
     min_workers: int | None = Field(default=None, ge=1)
     validation_workers: int = Field(default=0, ge=0)  # beside the others, so that training does not wait; 0: it waits
-    shard_model: bool = False  # weights, gradients and moments spread over the workers: for models that do not fit
     threads_per_worker: int = Field(default=1, ge=1)
     use_gpu: bool = False
     translate_actors: int = Field(default=2, ge=1)
     max_failures: int = Field(default=3, ge=0)  # restarts of training's workers; attempts more at a translation shard
     object_store_memory_bytes: int = Field(default=200 * 2**20, ge=80 * 2**20)  # of a Ray of our own
+
+    @model_validator(mode="after")
+    def _min_workers_fit(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers is {self.min_workers}, and num_workers only {self.num_workers}")
+        return self
 
 
 class TrackingConfig(Table):

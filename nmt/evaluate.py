@@ -98,6 +98,15 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: 
     return float(metric.corpus_score(list(hypotheses), [list(references)]).score)
 
 
+def corpus_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Return chrF on 0 to 100, without a confidence interval. Source: Popović (2015), chrF.
+
+    Raises InputError when there is no row, or the two have not the same number of rows.
+    """
+    _check_rows(hypotheses, references, "the hypotheses")
+    return float(CHRF().corpus_score(list(hypotheses), [list(references)]).score)
+
+
 def sentence_chrf(hypothesis: str, reference: str) -> float:
     """Return chrF of one sentence, 0 to 100. Source: Popović (2015), chrF."""
     return float(CHRF().sentence_score(hypothesis, [reference]).score)

@@ -13,7 +13,7 @@ Source: Qi et al. 2018, "When and Why are Pre-trained Word Embeddings Useful for
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,30 +83,30 @@ def words_of(piece: str) -> tuple[str, ...]:
     return (piece, word, word.lower()) if piece.startswith(SPACE) and word else (piece,)
 
 
-def prepare(model: ModelTable, tokenizer: Tokenizer, shards: ShardColumns, folder: Path) -> None:
+def prepare(model: ModelTable, tokenizer: Tokenizer, shards: Iterable[ShardColumns], folder: Path) -> None:
     """Write into a folder what the embeddings of a fresh start begin with, and how far it goes; log the latter.
 
-    `shards` are the rows of train. Raises InputError as `read_vectors` and `check_dimensions` do, and where a file has
-    a vector for no piece at all.
+    `shards` are the rows of train, part by part. Raises InputError as `read_vectors` and `check_dimensions` do, and
+    where a file has a vector for no piece at all.
     """
     check_dimensions(model)
+    running = _running(shards, tokenizer)
     sides = {
-        "source": (tokenizer.source_vocabulary().ids, shards.src),
-        "target": (tokenizer.target_vocabulary().ids, shards.tgt),
+        "source": (tokenizer.source_vocabulary().ids, running[0]),
+        "target": (tokenizer.target_vocabulary().ids, running[1]),
     }
     paths = model.vectors()
     if model.share_embeddings:
         # A joint vocabulary: the pieces of both sides are the same.
-        ids, running = sides["source"][0], np.concatenate([shards.src, shards.tgt])
-        wanted = {"shared": (ids, running, list(paths.items()))}
+        wanted = {"shared": (sides["source"][0], running[0] + running[1], list(paths.items()))}
     else:
         wanted = {side: (*sides[side], [(key, paths[key])]) for side in sides if (key := f"{side}_vectors") in paths}
     tensors, coverages = {}, {}
-    for table, (pieces, running, files) in wanted.items():
+    for table, (pieces, counts, files) in wanted.items():
         rows = _rows(files, pieces)
         tensors[f"{table}.ids"] = np.array(list(rows.vectors), dtype=np.int64)
         tensors[f"{table}.vectors"] = np.stack(list(rows.vectors.values()))
-        coverages[table] = _coverage(rows, pieces, running)
+        coverages[table] = _coverage(rows, pieces, counts)
         _log_coverage(table, coverages[table])
     with replacing(folder / ROWS_FILE) as temporary:
         save_file(tensors, temporary)
@@ -138,8 +138,18 @@ def _rows(files: Sequence[tuple[str, str]], pieces: Mapping[str, int]) -> _Rows:
     return _Rows(vectors, repeated)
 
 
-def _coverage(rows: _Rows, pieces: Mapping[str, int], running: npt.NDArray[np.int32]) -> Coverage:
-    counts = np.bincount(running, minlength=max(pieces.values()) + 1)
+def _running(shards: Iterable[ShardColumns], tokenizer: Tokenizer) -> list[npt.NDArray[np.int64]]:
+    """Return how often each piece stands in the sources and in the targets: [pieces of the larger vocabulary] each."""
+    size = max(tokenizer.source_size, tokenizer.target_size)
+    counts = [np.zeros(size, dtype=np.int64) for _ in range(2)]
+    for part in shards:
+        for of_side, ids in zip(counts, (part.src, part.tgt)):
+            of_side += np.bincount(ids, minlength=size)
+    return counts
+
+
+def _coverage(rows: _Rows, pieces: Mapping[str, int], running: npt.NDArray[np.int64]) -> Coverage:
+    counts = running.copy()
     counts[[PAD_ID, BOS_ID, EOS_ID]] = 0
     total, covered = int(counts.sum()), int(counts[list(rows.vectors)].sum())
     return Coverage(

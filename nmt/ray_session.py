@@ -30,6 +30,7 @@ def ray_session(config: RayConfig, *, num_cpus: int) -> Iterator[None]:
         ray.init(address=address, **quiet)
     else:
         ray.init(
+            address="local",  # else a cluster that somebody else has started on this machine would be taken
             num_cpus=max(num_cpus, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=config.object_store_memory_bytes,

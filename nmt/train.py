@@ -1,4 +1,4 @@
-"""Stage 5: shards -> checkpoints: the stage, and the thin Ray Train carrier of the loop in `training/loop.py`.
+"""Stage 5: shards -> checkpoints. The loop stands in `training/loop.py`, what carries it under Ray in `carrier.py`.
 
     train-<key>/
     ├── best/                        the checkpoint that is translated with and published
@@ -14,30 +14,58 @@ from __future__ import annotations
 
 import logging
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nmt.alignments import alignments_folder, guiding_inputs
 from nmt.architectures import build_model
 from nmt.batches import one_sided
-from nmt.checkpoint import TrainState, load_config, load_model, training_checkpoints
-from nmt.config import RECORD_KEYS, VECTOR_KEYS, ModelTable, RayConfig, TrainConfig, check_stopping
+from nmt.carrier import ending_by_signals, train_under_ray
+from nmt.checkpoint import load_config, load_model, read_state, save_model, training_checkpoints
+from nmt.compilation import check_arithmetic
+from nmt.config import (
+    RECORD_KEYS,
+    VECTOR_KEYS,
+    ModelTable,
+    PricesConfig,
+    RayConfig,
+    TrackingConfig,
+    TrainConfig,
+    check_beside,
+    check_guidance,
+    check_stopping,
+)
 from nmt.model.flops import described, without_weights
 from nmt.pretrained import COVERAGE_FILE, ROWS_FILE, prepare, read_coverage
-from nmt.ray_session import ray_session
+from nmt.training.averaging import averaging_counters, chosen
+from nmt.training.beginnings import (
+    START_KEY,
+    begun_counters,
+    check_beginnings,
+    digests,
+    log_frozen,
+    record_start,
+    resolved,
+)
 from nmt.training.job import TrainJob
+from nmt.training.lease import taken_by_run
+from nmt.training.ledger import ledger
 from nmt.training.loop import train_loop
-from nmt.training.metrics import METRICS_FILE, progress_logged
+from nmt.training.metrics import METRICS_FILE
+from nmt.training.mixing import Curriculum
+from nmt.training.progress import progress_shown
 from nmt.training.run import open_epochs
-from nmt.training.saver import best_folder
+from nmt.training.saver import checked_newest
 from nmt.training.step import World
+from nmt.training.tracking import check_tracking
 from nmt.training.validation import describe_dev
+from nmt.training.workers import num_workers
 from pipelines.config import AugmentConfig
 from pipelines.files import sha256_of
-from pipelines.shards import read_shards
+from pipelines.shards import read_parts, read_shards
 from pipelines.stage import StageResult, StageRun, run_stage
 from pipelines.tokenizer import Tokenizer
 
@@ -59,23 +87,42 @@ def train(
     use_ray: bool = True,
     augment: AugmentConfig | None = None,
     weights: Mapping[str, float] | None = None,
+    curriculum: Curriculum | None = None,
+    tracking: TrackingConfig | None = None,
+    prices: PricesConfig | None = None,
+    continue_from_earlier: bool = False,
+    aligned: StageRun | None = None,
 ) -> StageRun:
     """Return the finished training stage, continuing from its newest checkpoint where a run was interrupted.
 
-    `weights` has how often an epoch sees a row of a corpus, by its name; 1 where it is not named.
-    A language model is trained on its side alone. Raises InputError when shards, checkpoint and tokeniser do not belong
-    together, or as `Epochs` and `check_stopping` do.
+    `weights` has how often an epoch sees a row of a corpus, by its name; 1 where it is not named. `curriculum` has the
+    first and the last epoch that a corpus takes part in; all where it is not named. `tracking` is where figures go
+    beside the folder, `prices` are for the ledger.
+    `continue_from_earlier` leaves out checkpoints that cannot be read, and continues from the newest that can.
+    A language model is trained on its side alone. Raises Stopped when a signal has ended it, and InputError when
+    shards, checkpoint and tokeniser do not belong together, or as `Epochs` and the checks of the config do.
     """
     check_stopping(model, config)
+    check_guidance(model, config)
+    check_beginnings(model, config)
+    check_arithmetic(model, config, use_gpu=ray.use_gpu)
+    config = resolved(config)
+    if use_ray:
+        check_beside(config, ray)
     augment = augment or AugmentConfig()
     weights = {name: weight for name, weight in (weights or {}).items() if weight != 1.0}
+    curriculum = {name: epochs for name, epochs in (curriculum or {}).items() if epochs != (1, None)}
     inputs = {
         "encoded": encoded.manifest.digest(),
         "cleaned": cleaned.manifest.digest(),
         "tokenizer": tokenizer.manifest.digest(),
     } | {key: sha256_of(path) for key, path in model.vectors().items()}
+    inputs |= digests(config) | guiding_inputs(config, aligned)
+
+    tracking, prices = tracking or TrackingConfig(), prices or PricesConfig()
 
     def body(folder: Path) -> StageResult:
+        check_tracking(tracking)
         job = TrainJob(
             model=model,
             train=config,
@@ -87,21 +134,27 @@ def train(
             threads=ray.threads_per_worker,
             augment=augment,
             weights=weights,
+            curriculum=curriculum,
+            tracking=tracking,
+            alignments=alignments_folder(config, aligned),
+            lease=taken_by_run(folder).run,
         )
-        num_rows, too_long = _check(job)
+        num_rows, too_long = _check(job, continue_from_earlier=continue_from_earlier)
         _log_model(job)
-        with progress_logged(folder / METRICS_FILE):
+        with progress_shown(folder / METRICS_FILE):
             if use_ray:
-                _train_with_ray(job, ray)
+                train_under_ray(job, ray)
             else:
                 device = torch.device("cuda" if ray.use_gpu else "cpu")
-                train_loop(job, World(0, 1, device))
-        return _finished(job, num_rows, too_long, ray.num_workers if use_ray else 1)
+                with ending_by_signals(job):
+                    train_loop(job, World(0, 1, device))
+        beside = ray.validation_workers if use_ray else 0
+        return _finished(job, num_rows, too_long, num_workers(folder), beside, prices)
 
     settings: dict[str, Any] = {
         # Where files of vectors lie decides nothing: what they hold is among the inputs.
         "model": model.model_dump(mode="json", exclude=set(VECTOR_KEYS)),
-        "train": config.model_dump(mode="json", exclude=set(RECORD_KEYS)),
+        "train": config.model_dump(mode="json", exclude={*RECORD_KEYS, START_KEY}),
         "bleu_tokenize": bleu_tokenize,
     }
     # Only where they say something, so that a run without them keeps the key that it has always had.
@@ -109,24 +162,25 @@ def train(
         settings["augment"] = augment.model_dump(mode="json")
     if weights:
         settings["weights"] = weights
+    if curriculum:
+        settings["curriculum"] = {name: list(epochs) for name, epochs in curriculum.items()}
     return run_stage("train", STAGE_VERSION, settings, inputs, root, body, keeps_partial_output=True)
 
 
-def _check(job: TrainJob) -> tuple[int, int]:
+def _check(job: TrainJob, *, continue_from_earlier: bool) -> tuple[int, int]:
     """Return the rows to train on and those that are too long; raise what is the user's to mend before a start.
 
     Files of vectors are read here, once for all workers, where there is no checkpoint to continue from.
     """
     tokenizer = Tokenizer.load(Path(job.tokenizer))
-    shards = read_shards(Path(job.shards) / "train", tokenizer.digest)
-    with open_epochs(job, shards) as epochs:
-        num_rows = len(epochs.trainable)
-    newest = training_checkpoints(Path(job.folder) / "checkpoints")[-1:]
-    for checkpoint in newest:
-        load_config(checkpoint, tokenizer=tokenizer.digest)
-    if job.model.vectors() and not newest:
-        prepare(job.model, tokenizer, shards, Path(job.folder))
-    return num_rows, len(shards) - num_rows
+    with open_epochs(job) as epochs:
+        rows = epochs.counts()
+    newest = checked_newest(job.checkpoints, continue_from_earlier=continue_from_earlier)
+    if newest is not None:
+        load_config(newest, tokenizer=tokenizer.digest)
+    if job.model.vectors() and newest is None:
+        prepare(job.model, tokenizer, read_parts(Path(job.shards) / "train"), Path(job.folder))
+    return rows.trainable, rows.too_long
 
 
 def _log_model(job: TrainJob) -> None:
@@ -134,75 +188,48 @@ def _log_model(job: TrainJob) -> None:
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     model = without_weights(lambda: build_model(job.model, tokenizer.source_size, tokenizer.target_size))
     log.info("%s: %s", job.model.architecture, described(model))
-
-
-# The thin carrier
-
-
-def _train_with_ray(job: TrainJob, config: RayConfig) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    with ray_session(config, num_cpus=config.num_workers * config.threads_per_worker):
-        trainer = TorchTrainer(
-            _ray_worker,
-            train_loop_config=job.model_dump(mode="json"),
-            scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=config.use_gpu,
-                resources_per_worker={"CPU": config.threads_per_worker} | ({"GPU": 1} if config.use_gpu else {}),
-            ),
-            # A name of its own: Ray would silently take up an old run of the same name, where our checkpoints decide.
-            run_config=RunConfig(
-                name=uuid.uuid4().hex,
-                storage_path=str(Path(job.folder) / "ray"),
-                failure_config=FailureConfig(max_failures=config.max_failures),
-            ),
-        )
-        trainer.fit()
-
-
-def _ray_worker(job_json: dict[str, Any]) -> None:
-    from ray.train import get_context
-    from ray.train.torch import get_device
-
-    context = get_context()
-    world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    train_loop(TrainJob.model_validate(job_json), world)
+    log_frozen(model, job.train.freeze)
+    if job.train.start_from is not None and not training_checkpoints(job.checkpoints):
+        record_start(model, tokenizer, Path(job.train.start_from), Path(job.folder))
 
 
 # The end
 
 
-def _finished(job: TrainJob, num_rows: int, too_long: int, num_workers: int) -> StageResult:
+def _finished(
+    job: TrainJob, num_rows: int, too_long: int, num_workers: int, validation_workers: int, prices: PricesConfig
+) -> StageResult:
     folder = Path(job.folder)
-    newest = training_checkpoints(folder / "checkpoints")[-1]
-    state = TrainState.model_validate_json((newest / "state.json").read_text(encoding="utf-8"))
+    state = read_state(training_checkpoints(job.checkpoints)[-1])
     if state.stopped is None:
         raise RuntimeError(f"training ended at update {state.update} without a reason to stop")
-    best = folder / "best"
-    if best.exists():
-        shutil.rmtree(best)
-    shutil.copytree(best_folder(job.checkpoints, state.best_update), best)
+    if state.best_metric is None:
+        raise RuntimeError(f"none of the validations up to update {state.update} had a finite score")
+    source, dev = chosen(job.checkpoints, job.train, state)
+    model, found = load_model(source)
+    save_model(folder / "best", model, found.model_copy(update={"dev": dev}))
     shutil.rmtree(folder / "ray", ignore_errors=True)
-    model, _ = load_model(best)
-    counters = {
+    counters: dict[str, Any] = {
         "updates": state.update,
         "epochs": state.epoch,
         "best_update": state.best_update,
-        **{f"best_{name}": state.best_dev[name] for name in ("bleu", "loss") if name in state.best_dev},
+        **{f"best_{name}": dev[name] for name in ("bleu", "chrf", "loss") if name in dev},
+        **averaging_counters(job.train, state),
         "parameters": model.num_parameters(),
         "train_rows": num_rows,
         "rows_too_long": too_long,
         "target_tokens": state.target_tokens,
         "target_tokens_per_s": round(state.target_tokens / max(state.seconds, 1e-9), 1),
         "num_workers": num_workers,
+        "checkpoint_seconds": state.spent.get("checkpoints", 0.0),
         "stopped": state.stopped,
     }
     if (side := job.model.only_side()) is not None:
-        dev = one_sided(read_shards(Path(job.shards) / "dev"), side)
-        counters |= describe_dev(state.best_dev["loss"], dev, Path(job.references), side)
+        rows = one_sided(read_shards(Path(job.shards) / "dev"), side)
+        counters |= describe_dev(dev["loss"], rows, Path(job.references), side)
     if (folder / COVERAGE_FILE).exists():
         counters["embedding_coverage"] = {table: found.model_dump() for table, found in read_coverage(folder).items()}
         (folder / ROWS_FILE).unlink(missing_ok=True)
+    counters |= begun_counters(model, job.train, folder)
+    counters["ledger"] = ledger(folder, state, prices, validation_workers=validation_workers)
     return StageResult(["best/config.json", "best/model.safetensors", METRICS_FILE], counters)

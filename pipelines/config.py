@@ -65,6 +65,9 @@ class CorpusConfig(Table):
     rules: dict[str, float | Literal["soft"] | None] = {}  # thresholds of this corpus, in place of clean.rules
     # How often an epoch sees a row of this corpus: 2 is twice, 0.5 is every other time.
     weight: float = Field(default=1.0, gt=0.0, le=1000.0)
+    # The epochs of training that this corpus takes part in, counted from 1, both ends included; null: to the end.
+    from_epoch: int = Field(default=1, ge=1)
+    until_epoch: Annotated[int, Field(ge=1)] | None = None
     licence: str = "not stated"
 
     @model_validator(mode="after")
@@ -76,6 +79,8 @@ class CorpusConfig(Table):
         named = isinstance(self.source_column, str) or isinstance(self.target_column, str)
         if self.tsv is not None and named and not self.header:
             raise ValueError("columns are given by name, so the file needs `header: true`")
+        if self.until_epoch is not None and self.until_epoch < self.from_epoch:
+            raise ValueError(f"until_epoch {self.until_epoch} is before from_epoch {self.from_epoch}")
         return self
 
 
@@ -121,8 +126,12 @@ class CorporaConfig(Table):
 
 
 class TokenizerConfig(Table):
-    """SentencePiece. `joint`: one vocabulary of `vocab_size` pieces for both languages (else one for each)."""
+    """SentencePiece. `joint`: one vocabulary of `vocab_size` pieces for both languages (else one for each).
 
+    With `from_model` nothing is fitted: kind, sizes and symbols are then those of that model's tokeniser.
+    """
+
+    from_model: str | None = None  # the folder of a published model, whose tokeniser is taken as it is
     kind: Literal["unigram", "bpe"] = "unigram"
     vocab_size: int = Field(default=8000, ge=16, le=1_000_000)
     joint: bool = True
@@ -131,6 +140,14 @@ class TokenizerConfig(Table):
     byte_fallback: bool = False
     # Words that are one piece each, whatever the corpus holds: the tags of `augment.tags`, and others to be used later.
     symbols: tuple[Annotated[str, Field(pattern=r"^[^\s\u2581]+$")], ...] = ()
+
+    @model_validator(mode="after")
+    def _is_fitted_or_taken(self) -> Self:
+        fitting = ("character_coverage", "sample_rows", "byte_fallback")
+        given = [key for key in fitting if getattr(self, key) != type(self).model_fields[key].default]
+        if self.from_model is not None and given:
+            raise ValueError(f"from_model takes a tokeniser as it is: leave out {', '.join(given)}")
+        return self
 
     @model_validator(mode="after")
     def _symbols_differ(self) -> Self:
@@ -203,6 +220,13 @@ class ShardConfig(Table):
     """How pieces of work and shards are cut."""
 
     rows_per_shard: int = Field(default=100_000, ge=1)
+
+
+class AlignConfig(Table):
+    """Word alignment of the training rows' pieces, where `train.guided_alignment_weight` asks for it."""
+
+    sample_rows: int = Field(default=500_000, ge=1)  # of train, spread evenly: the aligner is estimated on them
+    iterations: int = Field(default=5, ge=1, le=50)  # of EM
 
 
 class BeamConfig(Table):

@@ -1,7 +1,7 @@
 """The rows of a shard in an epoch: how often each stands in it, and what augmentation makes of it.
 
-A pure function of the shard, the epoch and `EpochConfig`: a row's key is made of seed, epoch, row_id and copy, so it
-makes no difference who computes it, when, and in which order. Dev and test never come here.
+A pure function of the shard, the epoch, its weights and `EpochConfig`: a row's key is made of seed, epoch, row_id and
+copy, so it makes no difference who computes it, when, and in which order. Dev and test never come here.
 
     python -m pipelines.epoch_rows          reads requests from its standard input and answers on its standard output
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TextIO
 
@@ -35,12 +35,11 @@ Numbers = npt.NDArray[np.int64]
 
 
 class EpochConfig(Table):
-    """What decides a row's epochs. `weights`: of corpora, 1 where not named; `tokenizer`: its folder."""
+    """What decides a row's epochs, beside the weights of each. `tokenizer`: its folder."""
 
     seed: int
     max_pieces: int
     augment: AugmentConfig
-    weights: dict[str, float]
     tokenizer: str
 
 
@@ -114,18 +113,18 @@ class Augmenter:
         if sampling.target > 0.0:
             self._samplers[Change.SAMPLED_TARGET] = Sampler(tokenizer.target_vocabulary(), strength)
 
-    def augmented(self, shard: Path, epoch: int) -> ShardRows:
-        """Return the rows of a shard in an epoch."""
+    def augmented(self, shard: Path, epoch: int, weights: Mapping[str, float] | None = None) -> ShardRows:
+        """Return the rows of a shard in an epoch of which the corpora have these weights, or each the weight 1."""
         augmentation = self._augmentation
         texts = ["src_text", "tgt_text"] if augmentation.config.changes_text else []
         table = pq.read_table(shard, columns=["row_id", "corpus", "src", "tgt", *texts])
         columns, corpora = of_table(table), table["corpus"].combine_chunks().dictionary_encode()
         names, corpus = corpora.dictionary.to_pylist(), corpora.indices.to_numpy()
-        weights = None
-        if self._config.weights:
-            weights = np.asarray([self._config.weights.get(name, 1.0) for name in names], dtype=np.float64)[corpus]
+        of_rows = None
+        if weights is not None:
+            of_rows = np.asarray([weights[name] for name in names], dtype=np.float64)[corpus]
         trainable = trainable_rows(columns.src_lengths(), columns.tgt_lengths(), self._config.max_pieces)
-        rows, keys = held_rows(self._config, epoch, columns.row_id, trainable, weights)
+        rows, keys = held_rows(self._config, epoch, columns.row_id, trainable, of_rows)
 
         chosen = augmentation.chosen(keys)
         tagged = augmentation.tagged(keys, names, corpus[rows])
@@ -226,14 +225,14 @@ def _lengths(rows: Sequence[Ids]) -> Numbers:
 def serve(requests: TextIO, answers: IO[bytes]) -> None:
     """Answer requests until there are no more.
 
-    The first line is an EpochConfig as JSON; each line after it is {"shard": path, "epoch": number}. An answer is a
-    line of JSON, {"stayed": number, "sizes": [bytes]}, and then arrays of these sizes: rows, and the columns of `made`
-    in their order.
+    The first line is an EpochConfig as JSON; each line after it is {"shard": path, "epoch": number, "weights": null or
+    {corpus: weight}}. An answer is a line of JSON, {"stayed": number, "sizes": [bytes]}, and then arrays of these
+    sizes: rows, and the columns of `made` in their order.
     """
     augmenter = Augmenter(EpochConfig.model_validate_json(next(requests)))
     for line in requests:
         request = json.loads(line)
-        found = augmenter.augmented(Path(request["shard"]), request["epoch"])
+        found = augmenter.augmented(Path(request["shard"]), request["epoch"], request["weights"])
         arrays = [found.rows, *vars(found.made).values()]
         head = {"stayed": found.stayed, "sizes": [array.nbytes for array in arrays]}
         answers.write(json.dumps(head).encode() + b"\n")

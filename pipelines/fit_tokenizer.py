@@ -4,11 +4,13 @@
 
 Inputs: clean/train/part-*.parquet of the stage clean.
 Outputs: tokenizer.json and joint.model, or source.model and target.model (see `pipelines/tokenizer.py`).
+With `tokenizer.from_model` they are that model's, and nothing is fitted.
 Takes seconds for 30,000 pairs, minutes for the default sample of a million.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,17 @@ import pyarrow.parquet as pq
 from pipelines.config import LanguagesConfig, TokenizerConfig
 from pipelines.errors import InputError
 from pipelines.stage import StageResult, StageRun, run_stage
-from pipelines.tokenizer import JOINT_MODEL, SOURCE_MODEL, TARGET_MODEL, Tokenizer, save_tokenizer, train_model
+from pipelines.tokenizer import (
+    JOINT_MODEL,
+    SOURCE_MODEL,
+    TARGET_MODEL,
+    TOKENIZER_JSON,
+    Tokenizer,
+    save_tokenizer,
+    tokenizer_files,
+    tokenizer_keys,
+    train_model,
+)
 
 STAGE_VERSION = 1
 
@@ -48,8 +60,11 @@ class _Sample:
 def fit_tokenizer(languages: LanguagesConfig, config: TokenizerConfig, cleaned: StageRun, root: Path) -> StageRun:
     """Return the stage whose folder holds the tokeniser. Counters: rows, sampled_rows, source_size, target_size.
 
-    Raises InputError when clean/train has no row, or cannot give `vocab_size` pieces.
+    Raises InputError when clean/train has no row, or cannot give `vocab_size` pieces; with `from_model`, when there is
+    no tokeniser.
     """
+    if config.from_model is not None:
+        return _taken(languages, Path(config.from_model) / "tokenizer", config, root)
 
     def body(folder: Path) -> StageResult:
         sample = _sample(cleaned, config.sample_rows)
@@ -70,9 +85,34 @@ def fit_tokenizer(languages: LanguagesConfig, config: TokenizerConfig, cleaned: 
         }
         return StageResult(outputs, counters)
 
-    decides = {"languages": languages.model_dump(mode="json"), "tokenizer": config.model_dump(mode="json")}
+    # Without the key that says where to take one from, so that what is fitted keeps the name that it has always had.
+    settings = config.model_dump(mode="json", exclude={"from_model"})
+    decides = {"languages": languages.model_dump(mode="json"), "tokenizer": settings}
     inputs = {"cleaned": cleaned.manifest.digest()}
     return run_stage("fit_tokenizer", STAGE_VERSION, decides, inputs, root, body)
+
+
+def _taken(languages: LanguagesConfig, source: Path, config: TokenizerConfig, root: Path) -> StageRun:
+    """Return the stage whose folder holds the tokeniser of another one, for these languages.
+
+    Of the same languages it has the same digest. Counters: source_size, target_size.
+    """
+    given = Tokenizer.load(source)
+
+    def body(folder: Path) -> StageResult:
+        names = tokenizer_files(source)
+        if (given.source_language, given.target_language) == (languages.source, languages.target):
+            for name in names:
+                shutil.copyfile(source / name, folder / name)
+            outputs = names
+        else:
+            models = {name: (source / name).read_bytes() for name in names if name != TOKENIZER_JSON}
+            outputs = save_tokenizer(folder, models, languages, config.model_copy(update=tokenizer_keys(source)))
+        return StageResult(outputs, {"source_size": given.source_size, "target_size": given.target_size})
+
+    # Where it lies decides nothing, and neither does the corpus.
+    decides = {"languages": languages.model_dump(mode="json"), "taken": True}
+    return run_stage("fit_tokenizer", STAGE_VERSION, decides, {"tokenizer": given.digest}, root, body)
 
 
 def _sample(cleaned: StageRun, sample_rows: int) -> _Sample:

@@ -80,6 +80,16 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """Corpora of rows drawn, in files of a folder, and the config to clean them with; `notes` as of a preview."""
+
+    corpora: CorporaConfig
+    clean: CleanConfig
+    drawn: tuple[Drawn, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Faults:
     """Rows drawn that cannot be read: how many of each reason, and the first ones of each."""
 
@@ -108,6 +118,29 @@ def preview(languages: LanguagesConfig, corpora: CorporaConfig, config: CleanCon
             sample.samples(cleaned),
             notes,
         )
+
+
+def sampled(
+    languages: LanguagesConfig, corpora: CorporaConfig, config: CleanConfig, rows: int, folder: Path
+) -> Sampled:
+    """Return the corpora with about `rows` rows of train, and as many monolingual ones, drawn into files of `folder`.
+
+    Dev and test are as they were, and so are weights, and the epochs that a corpus takes part in.
+    Raises InputError as `preview` does.
+    """
+    clean_config, notes = _previewed(config, corpora)
+    sample = _Sample(corpora, folder)
+    for split in _DRAWN_SPLITS:
+        sample.draw(split, languages, rows)
+    kept = ("weight", "from_epoch", "until_epoch")
+    changed: dict[str, Any] = {
+        split: tuple(
+            drawn.model_copy(update={key: getattr(config, key) for key in kept})
+            for drawn, config in zip(sample.corpora.of(split), corpora.of(split))
+        )
+        for split in _DRAWN_SPLITS
+    }
+    return Sampled(sample.corpora.model_copy(update=changed), clean_config, tuple(sample.drawn), notes)
 
 
 def spread(total: int, wanted: int) -> Counts:

@@ -9,9 +9,12 @@ Rows are in the order of `row_id` within a file, and files in the order of their
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -85,17 +88,20 @@ def columns_of(
 
 def joined(columns: Sequence[ShardColumns]) -> ShardColumns:
     """Return the rows of all, one after another; of at least one."""
-
-    def offsets(lengths: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-        return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(lengths))])
-
     return ShardColumns(
         row_id=np.concatenate([part.row_id for part in columns]),
         src=np.concatenate([part.src for part in columns]),
-        src_offsets=offsets([part.src_lengths() for part in columns]),
+        src_offsets=_offsets([part.src_lengths() for part in columns]),
         tgt=np.concatenate([part.tgt for part in columns]),
-        tgt_offsets=offsets([part.tgt_lengths() for part in columns]),
+        tgt_offsets=_offsets([part.tgt_lengths() for part in columns]),
     )
+
+
+def _offsets(lengths: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Return where each row begins and the last one ends: [rows + 1]."""
+    offsets = np.zeros(sum(map(len, lengths)) + 1, dtype=np.int64)
+    np.cumsum(np.concatenate([np.empty(0, dtype=np.int64), *lengths]), out=offsets[1:])
+    return offsets
 
 
 def _slices(
@@ -116,11 +122,40 @@ def write_shard(path: Path, table: pa.Table, tokenizer_digest: str, *, with_text
         pq.write_table(table, temporary, compression="zstd", store_schema=True)
 
 
+class Shard(NamedTuple):
+    """A shard, looked at without reading its rows: how many there are, of which corpora, and pieces of each side."""
+
+    path: Path
+    rows: int
+    corpora: dict[str, int]
+    src_pieces: int
+    tgt_pieces: int
+
+
 def check_shard(path: Path, tokenizer_digest: str | None = None) -> int:
     """Return the number of rows of a shard whose format, schema and tokeniser are as expected.
 
     Raises InputError naming the file where one of them is not.
     """
+    with _opened(path, tokenizer_digest) as file:
+        return int(file.metadata.num_rows)
+
+
+def scan_shards(folder: Path, tokenizer_digest: str | None = None) -> list[Shard]:
+    """Return the shards of one split in their order, in memory and time that rows do not add to.
+
+    Raises InputError as `check_shard` and `shard_paths` do.
+    """
+    shards = []
+    for path in shard_paths(folder):
+        with _opened(path, tokenizer_digest) as file:
+            pieces = (_values(file, "src"), _values(file, "tgt"))
+            shards.append(Shard(path, int(file.metadata.num_rows), _corpora(file), *pieces))
+    return shards
+
+
+@contextlib.contextmanager
+def _opened(path: Path, tokenizer_digest: str | None) -> Iterator[pq.ParquetFile]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -128,28 +163,54 @@ def check_shard(path: Path, tokenizer_digest: str | None = None) -> int:
             f"not a readable Parquet file ({error})", where=str(path), remedy="Run the encode stage again"
         ) from error
     with file:
-        metadata = file.schema_arrow.metadata or {}
-        found = metadata.get(_FORMAT_KEY, b"none").decode()
-        if found != str(SHARD_FORMAT):
-            raise InputError(
-                f"shard format {found}, this version reads {SHARD_FORMAT}",
-                where=str(path),
-                remedy="Encode the corpus again with this version",
-            )
-        if file.schema_arrow.remove_metadata() not in (SCHEMA, TEXT_SCHEMA):
-            raise InputError(
-                f"columns {file.schema_arrow.names} do not fit the shard schema",
-                where=str(path),
-                remedy="Encode the corpus again with this version",
-            )
-        encoded_by = metadata.get(_TOKENIZER_KEY, b"").decode()
-        if tokenizer_digest is not None and encoded_by != tokenizer_digest:
-            raise InputError(
-                f"encoded by the tokeniser {encoded_by[:12]}, expected {tokenizer_digest[:12]}",
-                where=str(path),
-                remedy="Encode the corpus again with the tokeniser of the model",
-            )
-        return int(file.metadata.num_rows)
+        _check(file, path, tokenizer_digest)
+        yield file
+
+
+def _check(file: pq.ParquetFile, path: Path, tokenizer_digest: str | None) -> None:
+    metadata = file.schema_arrow.metadata or {}
+    found = metadata.get(_FORMAT_KEY, b"none").decode()
+    if found != str(SHARD_FORMAT):
+        raise InputError(
+            f"shard format {found}, this version reads {SHARD_FORMAT}",
+            where=str(path),
+            remedy="Encode the corpus again with this version",
+        )
+    if file.schema_arrow.remove_metadata() not in (SCHEMA, TEXT_SCHEMA):
+        raise InputError(
+            f"columns {file.schema_arrow.names} do not fit the shard schema",
+            where=str(path),
+            remedy="Encode the corpus again with this version",
+        )
+    encoded_by = metadata.get(_TOKENIZER_KEY, b"").decode()
+    if tokenizer_digest is not None and encoded_by != tokenizer_digest:
+        raise InputError(
+            f"encoded by the tokeniser {encoded_by[:12]}, expected {tokenizer_digest[:12]}",
+            where=str(path),
+            remedy="Encode the corpus again with the tokeniser of the model",
+        )
+
+
+def _corpora(file: pq.ParquetFile) -> dict[str, int]:
+    """Return the rows of each corpus: from the file's statistics where a group of rows is of one corpus alone."""
+    rows: Counter[str] = Counter()
+    column = SCHEMA.get_field_index("corpus")
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        statistics = group.column(column).statistics
+        if statistics is not None and statistics.has_min_max and statistics.min == statistics.max:
+            rows[statistics.min] += group.num_rows
+        else:
+            counts = file.read_row_group(number, columns=["corpus"])["corpus"].value_counts()
+            rows.update({count["values"]: count["counts"] for count in counts.to_pylist()})
+    return dict(sorted(rows.items()))
+
+
+def _values(file: pq.ParquetFile, side: str) -> int:
+    """Return how many pieces a side has; a row without any counts for one."""
+    (column,) = [number for number, leaf in enumerate(file.schema) if leaf.path.partition(".")[0] == side]
+    groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+    return sum(int(group.column(column).num_values) for group in groups)
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -162,7 +223,14 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def read_shards(folder: Path, tokenizer_digest: str | None = None) -> ShardColumns:
     """Return all rows of one split, files in order. Raises InputError as `check_shard` and `shard_paths` do."""
-    return of_table(pa.concat_tables(_checked_tables(folder, tokenizer_digest)))
+    return joined(list(read_parts(folder, tokenizer_digest)))
+
+
+def read_parts(folder: Path, tokenizer_digest: str | None = None) -> Iterator[ShardColumns]:
+    """Yield the rows of one split shard by shard, files in order. Raises InputError as `read_shards` does."""
+    for path in shard_paths(folder):
+        check_shard(path, tokenizer_digest)
+        yield of_table(pq.read_table(path, columns=SCHEMA.names))
 
 
 def of_table(table: pa.Table) -> ShardColumns:
@@ -172,11 +240,49 @@ def of_table(table: pa.Table) -> ShardColumns:
     return ShardColumns(table["row_id"].to_numpy(), src, src_offsets, tgt, tgt_offsets)
 
 
-def read_corpora(folder: Path) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """Return the corpora's names, and for each row of one split the place of its corpus among them: [rows]."""
-    tables = [pq.read_table(path, columns=["corpus"], read_dictionary=["corpus"]) for path in shard_paths(folder)]
-    column = pa.concat_tables(tables)["corpus"].unify_dictionaries().combine_chunks()
-    return column.dictionary.to_pylist(), column.indices.to_numpy()
+def read_rows(shards: Sequence[Shard], corpora: Sequence[str]) -> tuple[ShardColumns, npt.NDArray[np.int32]]:
+    """Return all rows of shards that were looked at, and of each the place of its corpus in `corpora`: [rows].
+
+    Beside the rows themselves no more than one shard is in memory at once.
+    Raises ValueError where a row's corpus is none of them.
+    """
+    number = sum(shard.rows for shard in shards)
+    row_id, corpus = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.int32)
+    src = _Filled(number, sum(shard.src_pieces for shard in shards))
+    tgt = _Filled(number, sum(shard.tgt_pieces for shard in shards))
+    first = 0
+    for shard in shards:
+        table = pq.read_table(shard.path, columns=SCHEMA.names, read_dictionary=["corpus"])
+        names = table["corpus"].unify_dictionaries().combine_chunks()
+        places = np.asarray([corpora.index(name) for name in names.dictionary.to_pylist()], dtype=np.int32)
+        end = first + len(table)
+        row_id[first:end], corpus[first:end] = table["row_id"].to_numpy(), places[names.indices.to_numpy()]
+        src.add(table["src"])
+        tgt.add(table["tgt"])
+        first = end
+    return ShardColumns(row_id, src.ids, src.offsets, tgt.ids, tgt.offsets), corpus
+
+
+class _Filled:
+    """One side of rows that are read shard by shard, in arrays that are made at once."""
+
+    def __init__(self, rows: int, pieces: int) -> None:
+        self._ids, self.offsets = np.empty(pieces, dtype=np.int32), np.zeros(rows + 1, dtype=np.int64)
+        self._rows = 0
+
+    def add(self, column: pa.ChunkedArray) -> None:
+        """Add a column of rows."""
+        for chunk in column.chunks:
+            first, end, pieces = self._rows, self._rows + len(chunk), int(self.offsets[self._rows])
+            offsets, ids = chunk.offsets.to_numpy(), chunk.flatten().to_numpy()
+            self.offsets[first : end + 1] = offsets.astype(np.int64) - int(offsets[0]) + pieces
+            self._ids[pieces : pieces + len(ids)] = ids
+            self._rows = end
+
+    @property
+    def ids(self) -> npt.NDArray[np.int32]:
+        """Return the pieces of all rows that were added."""
+        return self._ids[: int(self.offsets[self._rows])]
 
 
 def check_texts(folder: Path) -> None:
@@ -190,21 +296,7 @@ def check_texts(folder: Path) -> None:
             )
 
 
-def shard_sizes(folder: Path) -> list[int]:
-    """Return the rows of each shard of one split, in the shards' order."""
-    return [pq.read_metadata(path).num_rows for path in shard_paths(folder)]
-
-
-def _checked_tables(folder: Path, tokenizer_digest: str | None) -> Iterator[pa.Table]:
-    for path in shard_paths(folder):
-        check_shard(path, tokenizer_digest)
-        yield pq.read_table(path, columns=SCHEMA.names)
-
-
 def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    lengths = [0]
-    values = [np.empty(0, dtype=np.int32)]
-    for chunk in column.chunks:
-        lengths.extend(np.diff(chunk.offsets.to_numpy()).tolist())
-        values.append(chunk.flatten().to_numpy())
-    return np.concatenate(values), np.cumsum(np.asarray(lengths, dtype=np.int64))
+    lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
+    values = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    return np.concatenate([np.empty(0, dtype=np.int32), *values]), _offsets(lengths)

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sentencepiece
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -203,6 +203,16 @@ def tokenizer_files(folder: Path) -> list[str]:
     Raises InputError when tokenizer.json is missing or cannot be read.
     """
     return [TOKENIZER_JSON, *sorted(_read_description(folder / TOKENIZER_JSON).models)]
+
+
+def tokenizer_keys(folder: Path) -> dict[str, Any]:
+    """Return what of `TokenizerConfig` a tokeniser in a folder says of itself. Raises InputError as `tokenizer_files`.
+
+    Two models have the same number of pieces, as they are fitted.
+    """
+    description = _read_description(folder / TOKENIZER_JSON)
+    found = description.model_dump(include={"kind", "joint", "symbols"})
+    return found | {"vocab_size": description.source_size}
 
 
 def _encode(processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str]) -> list[list[int]]:

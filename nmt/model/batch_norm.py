@@ -41,10 +41,10 @@ class BatchNorm(nn.Module):
         """Return `x` [B, T, F] normalised, in its own dtype; `mask` [B, T] is True at the valid positions.
 
         What stands at the others decides nothing, and comes out normalised too. In training the statistics have a
-        gradient, and are added to `collected`.
+        gradient, and are added to `collected`; a batch norm whose gain is frozen is one of evaluation in training too.
         """
         values, mean, variance = wide(x), self.running_mean, self.running_var
-        if training:
+        if training and self.gain.requires_grad:
             valid = mask[:, :, None].to(values.dtype)
             count = valid.sum()
             mean = (values * valid).sum(dim=(0, 1)) / count
@@ -74,5 +74,5 @@ class BatchNorm(nn.Module):
 
 
 def collectors(model: nn.Module) -> list[BatchNorm]:
-    """Return the modules of a model that collect statistics over an update, in the model's order."""
-    return [module for module in model.modules() if isinstance(module, BatchNorm)]
+    """Return the modules of a model that collect statistics over an update, in its order: none that is frozen."""
+    return [module for module in model.modules() if isinstance(module, BatchNorm) and module.gain.requires_grad]

@@ -29,6 +29,39 @@ def dropout_mask(
     return keep_mask(shape, rate, generator, like=like)
 
 
+class RowsNoise(torch.Generator):
+    """The noise that rows `start` to `end` of a micro-batch of `total` rows have where it is computed at once.
+
+    It is drawn from `source` for all rows, and then that of the others is left out: see `whole` and `rows`.
+    """
+
+    source: torch.Generator
+
+    def __new__(cls, source: torch.Generator, start: int, end: int, total: int) -> RowsNoise:
+        """Return an object that stands where a generator does, on its device."""
+        return super().__new__(cls, source.device)  # type: ignore[call-arg]
+
+    def __init__(self, source: torch.Generator, start: int, end: int, total: int) -> None:
+        self.source, self.start, self.end, self.total = source, start, end, total
+
+    def whole(self, shape: torch.Size | tuple[int, ...]) -> torch.Size:
+        """Return the shape of the whole micro-batch's noise; the first dimension of `shape` is these rows'."""
+        if shape[0] != self.end - self.start:
+            raise ValueError(f"noise of shape {tuple(shape)} for {self.end - self.start} rows of a micro-batch")
+        return torch.Size((self.total, *shape[1:]))
+
+    def rows(self, noise: Tensor) -> Tensor:
+        """Return these rows of the whole micro-batch's noise."""
+        return noise[self.start : self.end]
+
+
+def uniform(shape: torch.Size | tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Return numbers drawn from [0, 1), of `shape`, float32. From `RowsNoise` come the rows that it is of."""
+    if isinstance(generator, RowsNoise):
+        return generator.rows(torch.rand(generator.whole(shape), generator=generator.source, device=device))
+    return torch.rand(shape, generator=generator, device=device)
+
+
 _LANES = 2**16  # values of a 16-bit number
 
 
@@ -37,12 +70,18 @@ def keep_mask(shape: torch.Size | tuple[int, ...], rate: float, generator: torch
 
     An entry is 0 where a number of 16 random bits is below the rate, so that the rate is exact to 2^-17, and the other
     value is of the rate as it then is. Four numbers of one draw cost a fourth of as many uniform floats on a CPU. The
-    noise of a generator's seed is the same in every precision.
+    noise of a generator's seed is the same in every precision. From `RowsNoise` come the rows that it is of.
     """
+    if isinstance(generator, RowsNoise):
+        shape, source = generator.whole(shape), generator.source
+    else:
+        source = generator
     number = torch.Size(shape).numel()
     dropped = min(round(rate * _LANES), _LANES - 1)
     draws = torch.empty((number + 3) // 4, dtype=torch.int64, device=like.device)
-    lanes = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[:number].view(shape)
+    lanes = draws.random_(-(2**63), None, generator=source).view(torch.int16)[:number].view(shape)
+    if isinstance(generator, RowsNoise):
+        lanes = generator.rows(lanes)
     return lanes.ge_(dropped - _LANES // 2).to(like.dtype).mul_(_LANES / (_LANES - dropped))
 
 

@@ -26,6 +26,7 @@ class RecurrentLanguageModelConfig(ModelTable):
     """A recurrent language model. `dropout` acts on embeddings, between layers and on the scoring vector."""
 
     has_source: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False  # as of recurrent models
 
     architecture: Literal["recurrent_lm"] = "recurrent_lm"
     side: Side = "target"  # of the corpora, that it is a model of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from nmt.model.cells import CellKind
 
 class RecurrentConfig(ModelTable):
     """A recurrent encoder-decoder. `dropout` acts on embeddings, between layers and on the scoring vector."""
+
+    compiles: ClassVar[bool] = False  # the weights of `deferred.py` would have no gradient
 
     architecture: Literal["recurrent"] = "recurrent"
     cell: CellKind = "lstm"
@@ -41,6 +43,10 @@ class RecurrentConfig(ModelTable):
     # The last vector is part of the next step's input; with attention_feeds layers it is the last context.
     input_feeding: bool = True
     output: Literal["attentional", "deep"] = "attentional"  # deep: a maxout of state, previous embedding and context
+
+    def attends(self) -> bool:
+        """Return whether there is an attention."""
+        return self.attention != "none"
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -37,7 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             mean_weight, mean_bias = wide(weight).mean(0), wide(bias).mean()
             mean_score = wide(vectors) @ mean_weight + mean_bias
             vectors, weight, bias = vectors.to(dtype), weight.to(dtype), bias.to(dtype)
-            rows = max(1, (_CHUNK_CPU if kind == "cpu" else _CHUNK_GPU) // size)
+            rows = rows_at_once(vectors, size)
             gradient = vectors.new_empty(len(targets), size)
             parts = zip(torch.split(gradient, rows), torch.split(vectors, rows), torch.split(targets, rows))
             log_norm, score = zip(*(_softmax(part, F.linear(x, weight, bias), y) for part, x, y in parts))
@@ -59,6 +59,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         found = (by_vectors, by_weight, by_bias)
         by_vectors, by_weight, by_bias = (x.mul_(grad_total).to(dtype) for x, dtype in zip(found, ctx.dtypes))
         return by_vectors, by_weight, by_bias, None, None
+
+
+def rows_at_once(like: Tensor, size: int) -> int:
+    """Return how many rows of scores of `size` pieces are computed at once on the device of a tensor."""
+    return max(1, (_CHUNK_CPU if like.device.type == "cpu" else _CHUNK_GPU) // size)
 
 
 def _softmax(into: Tensor, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

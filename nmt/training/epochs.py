@@ -1,45 +1,52 @@
-"""The rows and updates of each epoch: the rows that its shards give for it, and the batch plan.
+"""The windows of epochs: which rows each holds, what they are, and its updates.
 
-All of it is a pure function of (seed, epoch) and of the shards, the same on every worker and after any restart. Where
-augmentation changes rows, helper processes change and encode them before the epoch, so that the plan knows their
-lengths: those of the next epoch while this one is trained on.
+An epoch goes window by window, each some whole shards (`windows.py`), so that memory is that of two windows, whatever
+the corpus: the one that is trained on, and the next one, which is read and planned meanwhile. All of it is a pure
+function of (seed, epoch, window) and of the shards, the same on every worker and after any restart. Where augmentation
+changes rows, processes of their own change and encode them before the plan, so that it knows their lengths.
 """
 
 from __future__ import annotations
 
-import json
-import queue
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from nmt.batches import Lengths, Rows, one_sided, plan_epoch
 from nmt.config import Side, TrainConfig
+from nmt.training.mixing import Curriculum, Mixing
+from nmt.training.row_processes import RowProcesses
+from nmt.training.windows import draw_windows
 from pipelines.config import AugmentConfig
-from pipelines.epoch_rows import EpochConfig, ShardRows, held_rows, read_answer, tag_ids, trainable_rows
+from pipelines.epoch_rows import EpochConfig, ShardRows, held_rows, tag_ids, trainable_rows
 from pipelines.errors import InputError
-from pipelines.shards import ShardColumns, check_texts, columns_of, joined, read_corpora, shard_paths, shard_sizes
+from pipelines.shards import ShardColumns, check_texts, columns_of, joined, read_rows, scan_shards
 from pipelines.tokenizer import Tokenizer
 
 _Read = Callable[[Rows], list[npt.NDArray[np.int32]]]
+_PerCorpus = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """An epoch's rows and updates. Row number len(shards) + i is the i-th of the rows that were `made` for it.
+class Window:
+    """A window's rows and updates. Row number len(shards) + i is the i-th of the rows that were `made` for its epoch.
 
-    `rows` are the numbers that the epoch holds, one of them several times where a corpus's weight says so; `stayed` of
-    them could not become what was drawn for them. src_lengths and tgt_lengths are of all numbers.
+    `epoch` and `number` count from 0; `last` is whether its epoch ends with it. `rows` are the numbers that the window
+    holds, one of them several times where a corpus's weight says so; `stayed` of them could not become what was drawn
+    for them. src_lengths and tgt_lengths are of all numbers.
     """
 
+    epoch: int
+    number: int
+    last: bool
     shards: ShardColumns
     made: ShardColumns
     rows: Rows
@@ -64,14 +71,39 @@ class Epoch:
         return [next(found) if is_own else next(made) for is_own in own.tolist()]
 
 
-class Epochs:
-    """Prepares epochs, each the same whenever and wherever it is prepared. Closed at the end of a `with` block.
+class RowCounts(NamedTuple):
+    """The rows of train that are short enough, and those that are too long; `exact`, or estimated."""
 
-    `folder` holds the shards of train, and `shards` are its rows; `weights` are those of corpora, 1 where not named;
-    `helpers` is how many processes change rows, where any are to be changed; with a `side` epochs hold that one alone,
-    see `one_sided`.
-    Raises InputError when no row is short enough, when the weights leave the first epoch without a row, when a tag is
-    not one piece of the tokeniser, or when there is no text for `augment` to change.
+    trainable: int
+    too_long: int
+    exact: bool
+
+
+class _Stored(NamedTuple):
+    """The rows of some shards: of each the place of its corpus, and which are short enough."""
+
+    shards: tuple[int, ...]
+    columns: ShardColumns
+    corpus: npt.NDArray[np.int32]
+    trainable: Rows
+
+
+class _Sample(NamedTuple):
+    """What was looked at of each corpus: rows, those that are short enough, and the pieces of their longer sides."""
+
+    rows: _PerCorpus
+    trainable: _PerCorpus
+    pieces: _PerCorpus
+
+
+class Epochs:
+    """Prepares windows, each the same whenever and wherever it is prepared. Closed at the end of a `with` block.
+
+    `folder` holds the shards of train; `weights` are those of corpora, 1 where not named, and `curriculum` the epochs
+    that they take part in, all where not named; `helpers` is how many processes change rows, where any are to be
+    changed; with a `side` windows hold that one alone, see `one_sided`.
+    Raises InputError when a shard is not of this tokeniser, when an epoch has no corpus, when a tag is not one piece of
+    the tokeniser, or when there is no text for `augment` to change.
     """
 
     def __init__(
@@ -80,48 +112,35 @@ class Epochs:
         augment: AugmentConfig,
         weights: Mapping[str, float],
         folder: Path,
-        shards: ShardColumns,
         tokenizer: Path,
         *,
+        curriculum: Curriculum | None = None,
         helpers: int = 1,
         side: Side | None = None,
     ) -> None:
-        self._config, self._side, self._shards = config, side, one_sided(shards, side)
-        self._epoch_config = EpochConfig(
-            seed=config.seed,
-            max_pieces=config.max_pieces,
-            augment=augment,
-            weights=dict(weights),
-            tokenizer=str(tokenizer.absolute()),
-        )
-        self.trainable = trainable_rows(shards.src_lengths(), shards.tgt_lengths(), config.max_pieces)
-        if not len(self.trainable):
-            raise InputError(
-                f"no row of train has at most {config.max_pieces} pieces on both sides",
-                where="train.max_pieces",
-                remedy="Raise it, or look at the corpus",
-            )
-        self._weights: npt.NDArray[np.float64] | None = None
-        if weights:
-            names, corpus = read_corpora(folder)
-            self._weights = np.asarray([weights.get(name, 1.0) for name in names], dtype=np.float64)[corpus]
-        if not len(self._held(0)):
-            raise InputError(
-                "the weights of the corpora leave an epoch without a row",
-                where="corpora.train: weight",
-                remedy="Raise them",
-            )
-        self._helpers: _Helpers | None = None
+        self._config, self._side = config, side
+        loaded = Tokenizer.load(tokenizer)
+        self._shards = scan_shards(folder, loaded.digest)
+        self._names = sorted({name for shard in self._shards for name in shard.corpora})
+        self._rows = self._rows_of(range(len(self._shards)))
+        self._whole = int(self._rows.sum()) <= config.window_rows
+        rows = {name: int(number) for name, number in zip(self._names, self._rows)}
+        self._mixing = Mixing(rows, weights, curriculum or {}, config.temperature)
+        self._check_curriculum()
         if augment.active:
-            loaded = Tokenizer.load(tokenizer)
             for tag in augment.tags:
                 tag_ids(tag.tag, loaded)
             if augment.changes_text:
                 check_texts(folder)
-            self._paths, self._sizes = shard_paths(folder), shard_sizes(folder)
-            self._helpers = _Helpers(self._epoch_config, helpers)
-        self._begun: dict[int, list[Future[ShardRows]]] = {}
-        self._first: Epoch | None = None
+        self._epoch_config = EpochConfig(
+            seed=config.seed, max_pieces=config.max_pieces, augment=augment, tokenizer=str(tokenizer.absolute())
+        )
+        self._processes = RowProcesses(self._epoch_config, helpers) if augment.active else None
+        # One window after the other, all that reads shards included: so memory is bounded, and nothing is shared.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="windows")
+        self._begun: dict[tuple[int, int], Future[Window]] = {}
+        self._last_read: _Stored | None = None
+        self._windows = lru_cache(maxsize=4)(self._drawn_windows)
 
     def __enter__(self) -> Self:
         return self
@@ -129,98 +148,195 @@ class Epochs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._helpers is not None:
-            self._helpers.close()
+        if self._processes is not None:
+            self._processes.close()
+        self._thread.shutdown(cancel_futures=True)
+        self._begun, self._last_read = {}, None  # windows, which are large
+
+    # Windows
+
+    def window(self, epoch: int, number: int = 0) -> Window:
+        """Return a window of an epoch, both counted from 0; the one after it is then begun."""
+        future = self._begin(epoch, number)
+        self._begun = {}
+        found = future.result()
+        if not found.last:
+            self._begun[epoch, number + 1] = self._begin(epoch, number + 1)
+        elif epoch + 1 < self._config.max_epochs:
+            self._begun[epoch + 1, 0] = self._begin(epoch + 1, 0)
+        return found
+
+    def num_windows(self, epoch: int) -> int:
+        """Return how many windows an epoch has."""
+        return len(self._windows(epoch))
+
+    def _begin(self, epoch: int, number: int) -> Future[Window]:
+        return self._begun.get((epoch, number)) or self._thread.submit(self._prepared, epoch, number)
+
+    def _drawn_windows(self, epoch: int) -> list[list[int]]:
+        weights = self._mixing.epoch_weights(epoch)
+        held = [
+            number
+            for number, shard in enumerate(self._shards)
+            if any(weights is None or weights[name] > 0.0 for name in shard.corpora)
+        ]
+        sizes = [self._shards[number].rows for number in held]
+        drawn = draw_windows(self._config.seed, epoch, sizes, self._config.window_rows)
+        return [[held[place] for place in window] for window in drawn]
+
+    def _prepared(self, epoch: int, number: int) -> Window:
+        shards = tuple(self._windows(epoch)[number])
+        if self._processes is None:
+            stored = self._read(shards)
+            return self._planned(epoch, number, stored.columns, self._held(stored, epoch), _NONE, 0)
+        weights = self._mixing.epoch_weights(epoch)
+        asked = [self._processes.ask(self._shards[shard].path, epoch, weights) for shard in shards]
+        columns = self._read(shards).columns
+        answers = [future.result() for future in asked]
+        rows = self._numbered(answers, shards, len(columns))
+        made = joined([answer.made for answer in answers])
+        return self._planned(epoch, number, columns, rows, made, sum(answer.stayed for answer in answers))
+
+    def _numbered(self, answers: Sequence[ShardRows], shards: Sequence[int], stored_rows: int) -> Rows:
+        """Return the numbers within the window of the rows that its shards give, which are numbered by shard."""
+        rows, first, next_made = [], 0, stored_rows
+        for answer, shard in zip(answers, shards, strict=True):
+            size = self._shards[shard].rows
+            rows.append(np.where(answer.rows < size, first + answer.rows, next_made + answer.rows - size))
+            first, next_made = first + size, next_made + len(answer.made)
+        return np.concatenate(rows)
+
+    def _planned(
+        self, epoch: int, number: int, shards: ShardColumns, rows: Rows, made: ShardColumns, stayed: int
+    ) -> Window:
+        made = one_sided(made, self._side)
+        src_lengths = np.concatenate([shards.src_lengths(), made.src_lengths()])
+        tgt_lengths = np.concatenate([shards.tgt_lengths(), made.tgt_lengths()])
+        updates = plan_epoch(self._config, epoch, src_lengths, tgt_lengths, rows, window=number)
+        last = number + 1 == self.num_windows(epoch)
+        return Window(epoch, number, last, shards, made, rows, stayed, src_lengths, tgt_lengths, updates)
+
+    def _read(self, shards: tuple[int, ...]) -> _Stored:
+        """Return the rows of these shards, in their order; read anew where they are others than the last ones."""
+        if self._last_read is not None and self._last_read.shards == shards:
+            return self._last_read
+        self._last_read = None
+        columns, corpus = read_rows([self._shards[shard] for shard in shards], self._names)
+        trainable = trainable_rows(columns.src_lengths(), columns.tgt_lengths(), self._config.max_pieces)
+        self._last_read = _Stored(shards, one_sided(columns, self._side), corpus, trainable)
+        return self._last_read
+
+    def _held(self, stored: _Stored, epoch: int) -> Rows:
+        weights = self._mixing.epoch_weights(epoch)
+        of_rows = None
+        if weights is not None:
+            of_rows = np.asarray([weights[name] for name in self._names], dtype=np.float64)[stored.corpus]
+        return held_rows(self._epoch_config, epoch, stored.columns.row_id, stored.trainable, of_rows)[0]
+
+    # What is known of all epochs before the first one
+
+    def counts(self) -> RowCounts:
+        """Return how many rows there are to train on: exact where one window holds all rows of train.
+
+        Else each corpus's share of rows that are too long is taken from the first window, and of a corpus that has no
+        row in it from its own first shard.
+        Raises InputError when no row is short enough, or when the weights leave an epoch without a row.
+        """
+        sample = self._thread.submit(self._sampled).result()
+        if not sample.trainable.any():
+            raise InputError(
+                f"no row of train has at most {self._config.max_pieces} pieces on both sides",
+                where="train.max_pieces",
+                remedy="Raise it, or look at the corpus",
+            )
+        trainable = self._rows * _ratio(sample.trainable, sample.rows)
+        self._check_weights(trainable)
+        kept = round(float(trainable.sum()))
+        return RowCounts(kept, int(self._rows.sum()) - kept, self._whole)
 
     def total_updates(self) -> int:
-        """Return what the learning rate's schedule counts on: the updates of the first epoch times the epochs.
+        """Return what the learning rate's schedule counts on: the updates of all epochs.
 
-        With augmentation, or weights that are no whole numbers, epochs differ a little: where there are more updates
-        than this in the end, the last ones have the schedule's last learning rate.
+        They are estimated by the first window's updates, and by how many pieces an epoch has for one of that window:
+        the rows of each corpus, its weight, and the mean of its longer sides in the shards that `counts` looks at. So
+        of one window and weights that stay the same it is the first epoch's updates times the epochs. Where there are
+        more updates than this in the end, the last ones have the schedule's last learning rate.
         """
-        self._first = self._first or self._prepared(0)
-        return len(self._first.updates) * self._config.max_epochs
+        self._begun[0, 0] = self._begin(0, 0)
+        first = self._begun[0, 0].result()
+        sample = self._thread.submit(self._sampled).result()
+        pieces = _ratio(sample.pieces, sample.rows)
+        of_first = float((self._rows_of(self._windows(0)[0]) * pieces * self._weights(0)).sum())
+        of_epochs = (
+            float((self._rows * pieces * self._weights(epoch)).sum()) for epoch in range(self._config.max_epochs)
+        )
+        return max(1, sum(round(len(first.updates) * of_epoch / of_first) for of_epoch in of_epochs))
 
-    def epoch(self, number: int) -> Epoch:
-        """Return an epoch, counted from 0; the helpers then begin with the next one."""
-        epoch = self._first if number == 0 and self._first is not None else self._prepared(number)
-        self._first, self._begun = None, {}
-        if self._helpers is not None and number + 1 < self._config.max_epochs:
-            self._begun[number + 1] = self._begin(self._helpers, number + 1)
-        return epoch
+    def _sampled(self) -> _Sample:
+        window = self._windows(0)[0]
+        if self._whole:
+            others = sorted(set(range(len(self._shards))) - set(window))
+        else:
+            missing = {self._names[place] for place in np.flatnonzero(self._rows_of(window) == 0)}
+            others = sorted(
+                {next(n for n, shard in enumerate(self._shards) if name in shard.corpora) for name in missing}
+            )
+        samples = [self._looked_at(self._read(tuple(window)))]
+        samples += [self._looked_at(self._read((shard,))) for shard in others]
+        return _Sample(*(sum(arrays) for arrays in zip(*samples)))
 
-    def _held(self, number: int) -> Rows:
-        return held_rows(self._epoch_config, number, self._shards.row_id, self.trainable, self._weights)[0]
+    def _looked_at(self, stored: _Stored) -> _Sample:
+        columns, trainable = stored.columns, stored.trainable
+        longest = np.maximum(columns.src_lengths(), columns.tgt_lengths())[trainable]
+        number, corpus = len(self._names), stored.corpus[trainable]
+        return _Sample(
+            np.bincount(stored.corpus, minlength=number).astype(np.float64),
+            np.bincount(corpus, minlength=number).astype(np.float64),
+            np.bincount(corpus, weights=longest, minlength=number).astype(np.float64),
+        )
 
-    def _begin(self, helpers: _Helpers, number: int) -> list[Future[ShardRows]]:
-        return [helpers.ask(path, number) for path in self._paths]
+    def _check_curriculum(self) -> None:
+        for epoch in range(self._config.max_epochs):
+            if not self._weights(epoch).any() and self._rows.any():
+                raise InputError(
+                    f"no corpus of train takes part in epoch {epoch + 1}",
+                    where="corpora.train: from_epoch, until_epoch",
+                    remedy=f"Let one take part in it, or set train.max_epochs: {epoch}"
+                    if epoch
+                    else "Let one take part in it",
+                )
 
-    def _prepared(self, number: int) -> Epoch:
-        if self._helpers is None:
-            return self._planned(number, self._held(number), _NONE, 0)
-        asked = self._begun.pop(number, None) or self._begin(self._helpers, number)
-        answers = [future.result() for future in asked]
-        rows, first, next_made = [], 0, len(self._shards)
-        for answer, size in zip(answers, self._sizes, strict=True):
-            own = answer.rows < size
-            rows.append(np.where(own, first + answer.rows, next_made + answer.rows - size))
-            first, next_made = first + size, next_made + len(answer.made)
-        made = joined([answer.made for answer in answers])
-        return self._planned(number, np.concatenate(rows), made, sum(answer.stayed for answer in answers))
+    def _check_weights(self, trainable: _PerCorpus) -> None:
+        for epoch in range(self._config.max_epochs):
+            # With so many rows expected there is no chance of none; with fewer it is looked which ones are drawn.
+            if float((trainable * self._weights(epoch)).sum()) < _SURELY_SOME and not self._has_rows(epoch):
+                raise InputError(
+                    f"the weights of the corpora leave epoch {epoch + 1} without a row",
+                    where="corpora.train: weight, from_epoch, until_epoch",
+                    remedy="Raise the weights, or let other corpora take part in it",
+                )
 
-    def _planned(self, number: int, rows: Rows, made: ShardColumns, stayed: int) -> Epoch:
-        made = one_sided(made, self._side)
-        src_lengths = np.concatenate([self._shards.src_lengths(), made.src_lengths()])
-        tgt_lengths = np.concatenate([self._shards.tgt_lengths(), made.tgt_lengths()])
-        updates = plan_epoch(self._config, number, src_lengths, tgt_lengths, rows)
-        return Epoch(self._shards, made, rows, stayed, src_lengths, tgt_lengths, updates)
+    def _has_rows(self, epoch: int) -> bool:
+        windows = self._windows(epoch)
+        read = (self._thread.submit(self._read, tuple(window)).result() for window in windows)
+        return any(len(self._held(stored, epoch)) for stored in read)
+
+    def _weights(self, epoch: int) -> _PerCorpus:
+        """Return the weight of each corpus in an epoch: [corpora]."""
+        weights = self._mixing.epoch_weights(epoch)
+        return np.asarray([1.0 if weights is None else weights[name] for name in self._names])
+
+    def _rows_of(self, shards: Iterable[int]) -> _PerCorpus:
+        """Return the rows of each corpus in these shards: [corpora]."""
+        rows = Counter[str]()
+        for shard in shards:
+            rows.update(self._shards[shard].corpora)
+        return np.asarray([rows[name] for name in self._names], dtype=np.float64)
 
 
-class _Helpers:
-    """Processes of `pipelines/epoch_rows.py`, started when first asked; a thread waits for each."""
-
-    def __init__(self, config: EpochConfig, number: int) -> None:
-        self._config, self._number = config, number
-        self._threads = ThreadPoolExecutor(max_workers=number, thread_name_prefix="epoch-rows")
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-
-    def ask(self, shard: Path, epoch: int) -> Future[ShardRows]:
-        """Return the rows of a shard in an epoch, when they are there."""
-        if not self._processes:
-            self._start()
-        return self._threads.submit(self._answer, shard, epoch)
-
-    def close(self) -> None:
-        """End the processes, whatever they are at."""
-        for process in self._processes:
-            process.kill()
-        self._threads.shutdown(cancel_futures=True)
-        for process in self._processes:
-            process.communicate()
-
-    def _start(self) -> None:
-        root = Path(__file__).parents[1]  # where the packages lie, also where nothing is installed
-        for _ in range(self._number):
-            command = [sys.executable, "-m", "pipelines.epoch_rows"]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
-            self._processes.append(process)
-            self._write(process, self._config.model_dump_json())
-            self._idle.put(process)
-
-    def _answer(self, shard: Path, epoch: int) -> ShardRows:
-        process = self._idle.get()
-        try:
-            self._write(process, json.dumps({"shard": str(shard.absolute()), "epoch": epoch}))
-            assert process.stdout is not None
-            return read_answer(process.stdout)
-        finally:
-            self._idle.put(process)
-
-    def _write(self, process: subprocess.Popen[bytes], line: str) -> None:
-        assert process.stdin is not None
-        process.stdin.write(line.encode() + b"\n")
-        process.stdin.flush()
+def _ratio(numbers: _PerCorpus, of: _PerCorpus) -> _PerCorpus:
+    return np.divide(numbers, of, out=np.zeros_like(numbers), where=of > 0.0)
 
 
 _NONE = columns_of(np.empty(0, dtype=np.int64), [], [])
+_SURELY_SOME = 64.0  # rows: that none of them comes has a chance of e^-64 at most

@@ -11,6 +11,17 @@ from nmt.config import TrackingConfig, TrainConfig
 from pipelines.config import AugmentConfig
 
 
+class BesideConfig(BaseModel):
+    """How validation beside training runs: so many at once, in the places of a placement group of that name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: int
+    places: str
+    use_gpu: bool
+    max_retries: int
+
+
 class TrainJob(BaseModel):
     """All that a worker needs to know. Folders are absolute, or URIs of a storage that all workers see."""
 
@@ -26,7 +37,11 @@ class TrainJob(BaseModel):
     threads: int
     augment: AugmentConfig
     weights: dict[str, float]
+    curriculum: dict[str, tuple[int, int | None]] = {}  # epochs of corpora, see `training/mixing.py`
     tracking: TrackingConfig = TrackingConfig()
+    alignments: str | None = None  # the folder of those of train, where attention is guided
+    lease: str = ""  # the token of this run, see `training/lease.py`; without one there is no lease
+    beside: BesideConfig | None = None  # None: the training workers validate, and wait for it
 
     @property
     def checkpoints(self) -> Path:

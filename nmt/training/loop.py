@@ -2,103 +2,176 @@
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from nmt.allocation import keep_freed_memory
-from nmt.batches import Rows, collate, target_tokens
-from nmt.training.epochs import Epoch, Epochs
+from nmt.alignments import Alignments
+from nmt.batches import MicroBatch, Rows, collate, target_tokens
+from nmt.training.ahead import Ahead
+from nmt.training.epochs import Epochs, Window
+from nmt.training.gradients import Flags
 from nmt.training.job import TrainJob
+from nmt.training.ledger import attempt
+from nmt.training.memory import RowTooLarge
+from nmt.training.probe import probe
+from nmt.training.process import set_up_process
 from nmt.training.record import Record
 from nmt.training.run import Run, open_epochs, start
-from nmt.training.saver import save
+from nmt.training.saver import is_due, save
 from nmt.training.schedules import learning_rate
+from nmt.training.skipped import counted, failure, log_split
 from nmt.training.step import UpdateFigures, World, train_step
-from nmt.training.validator import validate
+from nmt.training.validator import settle
 
 
-def train_loop(job: TrainJob, world: World) -> None:
+def train_loop(job: TrainJob, world: World, leaving: Callable[[], bool] | None = None) -> None:
     """Train as one worker of `world`, from the newest checkpoint or from the start, until a limit or early stopping.
 
+    Where any worker asks for it, all save and return behind the same update, within an epoch too: by a signal, by the
+    file of a stop request, or where `leaving` says so, which is asked about once a second.
     With more than one worker torch.distributed must be set up. The worker of rank 0 writes.
-    Raises FloatingPointError when an update's loss or gradient is not finite.
+    Raises FloatingPointError when `max_skipped_updates` in a row had a loss or gradient that is not finite, and what
+    `in_parts` raises where memory does not do.
     """
-    # oneDNN keeps what it has made for each shape, of which length buckets give hundreds. Its bound is 1024: with 64
-    # a worker had 1.5 GB in place of 2.3 GB after 200 updates on captions, at 98 % of the speed. Read at first use.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    if world.device.type == "cpu":
-        keep_freed_memory()
-    if world.device.type == "cuda":
-        torch.cuda.set_device(world.device)  # what collectives of Python objects go through
-    torch.set_num_threads(job.threads)
-    torch.set_float32_matmul_precision(job.train.matmul_precision)
-    run = start(job, world)
-    with open_epochs(job, run.train) as epochs:
+    started = time.time()
+    set_up_process(job, world.device)
+    run = start(job, world, leaving)
+    with attempt(run, started), run.saver or nullcontext(), open_epochs(job) as epochs:
         _train(run, epochs)
+    if run.beside is not None:
+        run.beside.close()
     if run.metrics is not None:
-        run.metrics.close()
+        run.metrics.close(finished=run.state.stopped is not None)
 
 
 def _train(run: Run, epochs: Epochs) -> None:
     config, started = run.job.train, time.monotonic() - run.state.seconds
-    total = epochs.total_updates()
-    total = min(total, config.max_updates or total)
-    record = Record()
+    planned = run.state.total_updates or epochs.total_updates()
+    run.state = run.state.model_copy(update={"total_updates": planned})
+    total = min(planned, config.max_updates or planned)
+    record = Record(run.world, config.microbatches_per_update, run.state.spent)
 
-    while run.state.stopped is None:
-        epoch = epochs.epoch(run.state.epoch)
-        record.restart()
-        for update in epoch.updates[run.state.updates_of_epoch :]:
-            if run.state.update == config.max_updates:
-                break
-            tokens = target_tokens(update, epoch.tgt_lengths)
-            figures, rate = _one_update(run, epoch, update, tokens, total)
-            run.state = run.state.model_copy(
-                update={
-                    "update": run.state.update + 1,
-                    "updates_of_epoch": run.state.updates_of_epoch + 1,
-                    "target_tokens": run.state.target_tokens + tokens,
-                    "seconds": round(time.monotonic() - started, 3),
-                }
-            )
-            record.add(epoch, update, tokens, figures)
-            if run.state.update % config.log_updates == 0 and run.metrics is not None:
-                run.metrics.write(record.line(run.state, rate, total, epoch))
-            if config.checkpoint_updates is not None and run.state.update % config.checkpoint_updates == 0:
-                save(run)
-        ended = run.state.updates_of_epoch == len(epoch.updates)
-        out_of_updates = run.state.update == config.max_updates
-        last = out_of_updates or run.state.epoch + 1 == config.max_epochs
-        if last or (config.validate_epochs is not None and (run.state.epoch + 1) % config.validate_epochs == 0):
-            validate(run)
-        changes: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3)}
-        if ended:
-            changes |= {"epoch": run.state.epoch + 1, "updates_of_epoch": 0}
-        if run.state.validations_since_best >= config.patience:
-            changes["stopped"] = "patience"
-        elif last:
-            changes["stopped"] = "max_updates" if out_of_updates else "max_epochs"
-        run.state = run.state.model_copy(update=changes)
+    untried = run.world.device.type == "cuda"
+    before = run.state
+    settle(run)  # a validation that a run was killed before
+    if run.state is not before:
         save(run)
+    while run.state.stopped is None:
+        with record.spending("data"):
+            window = epochs.window(run.state.epoch, run.state.window)
+        if untried:
+            longest = int(np.maximum(window.src_lengths, window.tgt_lengths)[window.rows].max(initial=1))
+            probe(run.model, run.flat, run.optimizer, config, run.world.device, longest)
+            untried = False
+        updates = window.updates[run.state.updates_of_window :]
+        with Ahead(partial(_collated, window, run.world, run.alignments), updates) as ahead:
+            for update, mine in zip(updates, ahead):
+                if run.state.update == config.max_updates:
+                    break
+                record.spend("data", ahead.waited)
+                tokens = target_tokens(update, window.tgt_lengths)
+                run.flat.asked = Flags(save=is_due(run), leave=run.leaving.asks())
+                figures, rate = _one_update(run, window, update, mine, tokens, total)
+                run.state = run.state.model_copy(
+                    update={
+                        "update": run.state.update + 1,
+                        "updates_of_epoch": run.state.updates_of_epoch + 1,
+                        "updates_of_window": run.state.updates_of_window + 1,
+                        "target_tokens": run.state.target_tokens + tokens,
+                        "seconds": round(time.monotonic() - started, 3),
+                        "spent": dict(record.spent),
+                    }
+                )
+                record.add(window, update, tokens, figures, run.flat.clock)
+                if run.state.update % config.log_updates == 0:
+                    # By all workers: they tell each other their times.
+                    line = record.line(run.state, rate, total, window)
+                    if run.metrics is not None:
+                        run.metrics.write(line)
+                flags = run.flat.raised()
+                if flags.leave:  # a validation that is due now is the first thing that is done when training continues
+                    save(run)
+                    return
+                with record.spending("validation"):
+                    settle(run)
+                if run.state.stopped is not None:
+                    break
+                if flags.save or (config.checkpoint_updates and run.state.update % config.checkpoint_updates == 0):
+                    with record.spending("checkpoints"):
+                        save(run)
+        ended = run.state.updates_of_window == len(window.updates)
+        if ended and not window.last and run.state.stopped is None:
+            run.state = run.state.model_copy(update={"window": run.state.window + 1, "updates_of_window": 0})
+            continue
+        if ended and window.last:
+            begun = {"epoch": run.state.epoch + 1, "updates_of_epoch": 0, "window": 0, "updates_of_window": 0}
+            run.state = run.state.model_copy(update=begun)
+        with record.spending("validation"):
+            settle(run)
+        changes: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), "spent": dict(record.spent)}
+        run.state = run.state.model_copy(update=changes)
+        with record.spending("checkpoints"):
+            save(run)
 
 
-def _one_update(run: Run, epoch: Epoch, update: list[Rows], tokens: int, total: int) -> tuple[UpdateFigures, float]:
-    world, config = run.world, run.job.train
-    mine = [(i, collate(epoch, rows)) for i, rows in enumerate(update) if i % world.size == world.rank]
-    rate = learning_rate(config, run.state.update, total)
-    figures = train_step(
-        run.model,
-        run.optimizer,
-        run.flat,
-        run.averages,
-        mine,
+def _collated(
+    window: Window, world: World, alignments: Alignments | None, update: list[Rows]
+) -> list[tuple[int, MicroBatch]]:
+    """Return this worker's micro-batches of an update, with their numbers; with alignments where there are any."""
+    mine = [(i, rows) for i, rows in enumerate(update) if i % world.size == world.rank]
+    batches = [(i, collate(window, rows)) for i, rows in mine]
+    if alignments is None:
+        return batches
+    return [(i, alignments.aligned(batch, window, rows)) for (i, batch), (_, rows) in zip(batches, mine)]
+
+
+def _one_update(
+    run: Run, window: Window, update: list[Rows], mine: list[tuple[int, MicroBatch]], tokens: int, total: int
+) -> tuple[UpdateFigures, float]:
+    world, config, before = run.world, run.job.train, run.state
+    rate = learning_rate(
         config,
-        update=run.state.update,
-        target_tokens=tokens,
-        rate=rate,
-        world=world,
+        before.update,
+        total,
+        embedding_dim=run.job.model.embedding_dim,
+        epoch=before.epoch,
+        plateau_rate=before.plateau_rate,
     )
+    try:
+        figures = train_step(
+            run.model,
+            run.optimizer,
+            run.flat,
+            run.averages,
+            mine,
+            config,
+            update=before.update,
+            target_tokens=tokens,
+            rate=rate,
+            world=world,
+            loss_scale=before.loss_scale,
+        )
+    except RowTooLarge as error:
+        row = update[mine[error.place][0]][error.row]
+        lengths = f"{window.src_lengths[row]} source and {window.tgt_lengths[row]} target pieces"
+        name = f"row {_row_ids(window, [row])[0]} ({lengths})"
+        raise RowTooLarge(error.place, error.row, name) from error
+    run.state = counted(before, config, figures)
+    if world.rank == 0:
+        log_split(before, run.state)
+    if run.state.skipped_in_a_row == config.max_skipped_updates and figures.skipped:
+        row_ids = [_row_ids(window, update[number]) for number, _ in mine]
+        raise failure(Path(run.job.folder), world.rank, config, before, figures, mine, row_ids)
     return figures, rate
+
+
+def _row_ids(window: Window, rows: npt.ArrayLike) -> Rows:
+    row_ids: Rows = np.concatenate([window.shards.row_id, window.made.row_id])[np.asarray(rows)]
+    return row_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -30,20 +31,45 @@ def trained_parameters(model: Seq2Seq) -> list[nn.Parameter]:
 
 
 def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimiser of the config; its learning rate is set before each update by `learning_rate`."""
+    """Return the optimiser of the config; its learning rate is set before each update by `learning_rate`.
+
+    Adam: Kingma and Ba 2015. AdamW: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization". SGD with
+    momentum: Sutskever et al. 2013, as torch writes it (v = momentum * v + g, then w -= rate * v). Adafactor: Shazeer
+    and Stern 2018, algorithms 4 and 5; the rate that it is given bounds its relative step, min(rate, 1 / sqrt(t)),
+    which is multiplied by the root mean square of the weights.
+    """
     trained = list(parameters)
     fused = all(parameter.dtype in (torch.float32, torch.float64) for parameter in trained)
+    rate, decay = config.learning_rate, config.weight_decay
     match config.optimizer:
         case "adam":
-            return torch.optim.Adam(
-                trained, config.learning_rate, betas=config.adam_betas, weight_decay=config.weight_decay, fused=fused
-            )
+            return torch.optim.Adam(trained, rate, betas=config.adam_betas, weight_decay=decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(
-                trained, config.learning_rate, betas=config.adam_betas, weight_decay=config.weight_decay, fused=fused
-            )
+            return torch.optim.AdamW(trained, rate, betas=config.adam_betas, weight_decay=decay, fused=fused)
         case "sgd":
-            return torch.optim.SGD(trained, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+            # torch's fused SGD fails where a parameter gets its first gradient after others have their momentum.
+            fused = fused and config.momentum == 0.0
+            return torch.optim.SGD(trained, rate, momentum=config.momentum, weight_decay=decay, fused=fused)
+        case "adafactor":
+            return torch.optim.Adafactor(trained, rate, weight_decay=decay)
+
+
+def state_numbers(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> int:
+    """Return how many numbers of the weights' dtype an optimiser keeps for parameters: what takes memory after a start.
+
+    Adam keeps two moments of each weight, SGD one with momentum, Adafactor the sums of rows and columns of a matrix.
+    """
+    shapes = [tuple(parameter.shape) for parameter in parameters]
+    match config.optimizer:
+        case "adam" | "adamw":
+            return 2 * sum(math.prod(shape) for shape in shapes)
+        case "sgd":
+            return sum(math.prod(shape) for shape in shapes) if config.momentum else 0
+        case "adafactor":
+            return sum(
+                math.prod(shape[:-2]) * (shape[-2] + shape[-1]) if len(shape) > 1 else math.prod(shape)
+                for shape in shapes
+            )
 
 
 class Averages:
@@ -74,12 +100,19 @@ class Averages:
             average.copy_(held)
 
 
-def clip_by_norm(gradients: Tensor, max_norm: float) -> float:
-    """Return the L2 norm of the flat gradients, scaled down in place to at most `max_norm`.
+def clip(gradients: Tensor, max_norm: float | None, max_value: float | None) -> float:
+    """Return the L2 norm of the flat gradients as they were, having clipped them in place; None is no bound.
 
-    Source: Pascanu et al. 2013, "On the Difficulty of Training Recurrent Neural Networks", algorithm 1.
+    First each number is held within +-`max_value`, then all are scaled down together to a norm of at most `max_norm`.
+    Gradients of a norm that is not finite stay as they are.
+    Source: Pascanu et al. 2013, "On the Difficulty of Training Recurrent Neural Networks", algorithm 1 (the norm).
     """
-    norm = float(torch.linalg.vector_norm(gradients))
-    if norm > max_norm:
-        gradients.mul_(max_norm / norm)
+    norm = clipped = float(torch.linalg.vector_norm(gradients))
+    if not math.isfinite(norm):
+        return norm
+    if max_value is not None:
+        gradients.clamp_(-max_value, max_value)
+        clipped = float(torch.linalg.vector_norm(gradients))
+    if max_norm is not None and clipped > max_norm:
+        gradients.mul_(max_norm / clipped)
     return norm

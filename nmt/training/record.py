@@ -1,56 +1,282 @@
-"""The figures of the updates since the last line of metrics."""
+"""The figures of the updates since the last line of metrics, and what the time went to.
+
+Each worker counts its own seconds. At a line of metrics they are put together by one small gathering, so that a worker
+that waits for another one is named. Workers leave the sum of an update's gradients at the same time, so the one that
+was in it for the shortest time came last: what the others were in it beyond that, they waited for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import resource
+import socket
+import sys
 import time
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
 
 from nmt.batches import Rows
 from nmt.checkpoint import TrainState
-from nmt.training.epochs import Epoch
-from nmt.training.step import UpdateFigures
+from nmt.training.clock import UpdateClock
+from nmt.training.epochs import Window
+from nmt.training.step import UpdateFigures, World
+
+# What time goes to beside computing. `communication` and `waiting` are parts of the sum over the workers.
+Spending = Literal["data", "communication", "waiting", "checkpoints", "validation"]
+
+WAITING_SHARE = 0.25  # of the time: a worker that waits more for the others is named
+LEAST_SPEEDUP = 1.05  # several workers that are not faster than one by this factor gain nothing
+JUDGED_S = 10.0  # of the lines that are judged together, at the least: a few updates say nothing
+_GIB = 2**30
+
+
+class Share(NamedTuple):
+    """What one worker did since the last line of metrics: seconds, peaks of memory in GiB.
+
+    `computing` and `other` are of this worker's CPU, or on a GPU of the clock; `sums` [updates] is how long it was in
+    each sum over the workers.
+    """
+
+    data: float
+    validation: float
+    computing: float
+    other: float
+    memory: float
+    gpu_memory: float
+    sums: tuple[float, ...]
+
+
+class _Teamwork(NamedTuple):
+    """Seconds of several workers: of all, of sums by themselves, that one worker would need, that each one waited."""
+
+    seconds: float
+    communication: float
+    alone: float
+    waits: tuple[float, ...]
+
+    def plus(self, other: _Teamwork) -> _Teamwork:
+        waits = tuple(own + more for own, more in zip(self.waits, other.waits, strict=True))
+        sums = (self.seconds + other.seconds, self.communication + other.communication, self.alone + other.alone)
+        return _Teamwork(*sums, waits)
 
 
 class Record:
-    """Adds up updates until a line of metrics is made of them."""
+    """Adds up updates until a line of metrics is made of them, and seconds over the whole run.
 
-    def __init__(self) -> None:
+    `microbatches` are those of a whole update; `spent` has the seconds that the kept part of the run went to.
+    """
+
+    def __init__(self, world: World, microbatches: int, spent: Mapping[str, float]) -> None:
+        self.spent: dict[str, float] = dict(spent)
+        self._world, self._microbatches = world, microbatches
+        self._hosts = _hosts(world)
+        self._lines = 0
+        self._unjudged = _Teamwork(0.0, 0.0, 0.0, (0.0,) * world.size)
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was added."""
-        self.started = time.monotonic()
-        self.loss = 0.0
-        self.tokens = self.padded = self.real = self.updates = 0
-        self.gradient_norm = 0.0
+        """Forget what was added since the last line."""
+        self._started, self._cpu_started = time.monotonic(), time.thread_time()
+        self._since: dict[str, float] = {}
+        self._paused_cpu = 0.0
+        self._loss = self._nll = 0.0
+        self._tokens = self._finite_tokens = self._padded = self._real = self._updates = 0
+        self._gradient_norm = 0.0
+        self._computing = 0.0
+        self._sums: list[float] = []
 
-    def add(self, epoch: Epoch, update: list[Rows], tokens: int, figures: UpdateFigures) -> None:
-        """Add an update of so many target pieces."""
-        self.loss += figures.loss * tokens
-        self.tokens += tokens
-        self.updates += 1
-        self.gradient_norm = figures.gradient_norm
+    def spend(self, kind: Spending, seconds: float) -> None:
+        """Add seconds that went to something."""
+        self._since[kind] = self._since.get(kind, 0.0) + seconds
+        self.spent[kind] = round(self.spent.get(kind, 0.0) + seconds, 3)
+
+    @contextlib.contextmanager
+    def spending(self, kind: Spending) -> Iterator[None]:
+        """Add the time of a `with` block."""
+        started, cpu_started = time.monotonic(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.spend(kind, time.monotonic() - started)
+            if kind == "validation":
+                self._paused_cpu += time.thread_time() - cpu_started
+
+    def add(self, window: Window, update: list[Rows], tokens: int, figures: UpdateFigures, clock: UpdateClock) -> None:
+        """Add an update of so many target pieces. One that was left out, as it was not finite, has no loss."""
+        if math.isfinite(figures.loss) and math.isfinite(figures.nll) and math.isfinite(figures.gradient_norm):
+            self._loss += figures.loss * tokens
+            self._nll += figures.nll * tokens
+            self._finite_tokens += tokens
+            self._gradient_norm = figures.gradient_norm
+        self._tokens += tokens
+        self._updates += 1
+        self._computing += clock.computing
+        self._sums.append(clock.summing)
         for rows in update:
-            src, tgt = epoch.src_lengths[rows], epoch.tgt_lengths[rows]
-            self.real += int(src.sum() + tgt.sum())
-            self.padded += len(rows) * int(src.max() + tgt.max())
+            src, tgt = window.src_lengths[rows], window.tgt_lengths[rows]
+            self._real += int(src.sum() + tgt.sum())
+            self._padded += len(rows) * int(src.max() + tgt.max())
 
-    def line(self, state: TrainState, rate: float, total: int, epoch: Epoch) -> dict[str, Any]:
-        """Return the record of training at `state`, and start anew."""
-        record = {
+    def line(self, state: TrainState, rate: float, total: int, window: Window) -> dict[str, Any]:
+        """Return the record of training at `state`, and start anew. All workers call it at the same updates.
+
+        Shares are of the time since the last line, without that of validation. A figure that there is not, such as
+        the waiting of a single worker or the memory of no GPU, is left out.
+        """
+        shares = _gathered(self._share(), self._world)
+        seconds = self._seconds(max(share.validation for share in shares))
+        record: dict[str, Any] = {
             "kind": "train",
             "update": state.update,
             "epoch": state.epoch,
-            "loss": self.loss / self.tokens,
+            "loss": self._loss / self._finite_tokens if self._finite_tokens else None,
+            "perplexity": _perplexity(self._nll / self._finite_tokens) if self._finite_tokens else None,
             "learning_rate": rate,
-            "gradient_norm": self.gradient_norm,
-            "target_tokens_per_s": self.tokens / (time.monotonic() - self.started),
-            "target_tokens_per_update": self.tokens / self.updates,
-            "padding": 1.0 - self.real / self.padded,
+            "gradient_norm": self._gradient_norm,
+            "target_tokens_per_s": self._tokens / seconds,
+            "target_tokens_per_update": self._tokens / self._updates,
+            "padding": 1.0 - self._real / self._padded,
             "total_updates": total,
-            "epoch_rows": len(epoch.rows),
-            "augmented_rows": len(epoch.made),
+            "epoch_rows": len(window.rows),
+            "augmented_rows": len(window.made),
+            "skipped_updates": getattr(state, "skipped_updates", 0),
+            "num_workers": self._world.size,
             "seconds": state.seconds,
+            "memory_gib": [round(share.memory, 3) for share in shares],
         }
+        if self._world.device.type == "cuda":
+            record["gpu_memory_gib"] = round(max(share.gpu_memory for share in shares), 3)
+        if "data" in self._since:
+            record["data_wait"] = _rounded(max(share.data for share in shares) / seconds)
+        record["checkpoint"] = _rounded(self._since.get("checkpoints", 0.0) / seconds)
+        if self._world.size > 1:
+            record |= self._of_several(shares, seconds)
+        self._lines += 1
         self.restart()
         return record
+
+    def _seconds(self, validation: float) -> float:
+        """Return the seconds since the last line, without those of validation."""
+        return max(time.monotonic() - self._started - validation, 1e-9)
+
+    def _share(self) -> Share:
+        validation = self._since.get("validation", 0.0)
+        if self._world.device.type == "cuda":
+            gpu_memory = peak_gpu_memory_gib(self._world.device)
+            whole = self._seconds(validation) - sum(self._sums)
+        else:
+            gpu_memory = 0.0
+            whole = time.thread_time() - self._cpu_started - self._paused_cpu
+        other = max(whole - self._computing, 0.0)
+        data, memory = self._since.get("data", 0.0), peak_memory_gib()
+        return Share(data, validation, self._computing, other, memory, gpu_memory, tuple(self._sums))
+
+    def _of_several(self, shares: Sequence[Share], seconds: float) -> dict[str, Any]:
+        communication, waits = waiting(shares)
+        self.spend("communication", communication)
+        self.spend("waiting", waits[self._world.rank])
+        alone = seconds_alone(shares)
+        found: dict[str, Any] = {
+            "communication": _rounded(communication / seconds),
+            "waiting": [_rounded(wait / seconds) for wait in waits],
+            "speedup": round(alone / seconds, 3),
+        }
+        if self._lines:  # not the first updates: memory, kernels and files are made in them
+            self._unjudged = self._unjudged.plus(_Teamwork(seconds, communication, alone, tuple(waits)))
+        if self._unjudged.seconds >= JUDGED_S:
+            judged, self._unjudged = self._unjudged, _Teamwork(0.0, 0.0, 0.0, (0.0,) * self._world.size)
+            if said := self._warnings(judged):
+                found["warnings"] = said
+        return found
+
+    def _warnings(self, judged: _Teamwork) -> list[str]:
+        said = []
+        waits = [wait / judged.seconds for wait in judged.waits]
+        starving = [rank for rank, share in enumerate(waits) if share > WAITING_SHARE]
+        if starving:
+            slowest = min(range(len(waits)), key=waits.__getitem__)
+            named = ", ".join(f"worker {rank} on {self._hosts[rank]} ({waits[rank]:.0%})" for rank in starving)
+            said.append(f"waited for worker {slowest} on {self._hosts[slowest]}: {named}{self._uneven()}")
+        if judged.alone / judged.seconds < LEAST_SPEEDUP:
+            said.append(
+                f"{len(waits)} workers are no faster than one would be: {judged.communication / judged.seconds:.0%} of "
+                "the time goes to the sum over the workers, or they share a CPU"
+            )
+        return said
+
+    def _uneven(self) -> str:
+        if self._microbatches % self._world.size == 0:
+            return ""
+        return f"; an update has {self._microbatches} micro-batches for {self._world.size} workers"
+
+
+def waiting(shares: Sequence[Share]) -> tuple[float, list[float]]:
+    """Return the seconds that the sums over the workers took by themselves, and those each worker waited in them.
+
+    They leave a sum together: the time of the last to come is that of the sum, and what another one was in it beyond
+    that was waiting. One whose part of validation was shorter waits in the sum behind it for the others, which is
+    validation too.
+    """
+    shortest = [min(of_update) for of_update in zip(*(share.sums for share in shares))]
+    validation = max(share.validation for share in shares)
+    waits = [
+        sum(own - least for own, least in zip(share.sums, shortest, strict=True)) - (validation - share.validation)
+        for share in shares
+    ]
+    return sum(shortest), [max(wait, 0.0) for wait in waits]
+
+
+def seconds_alone(shares: Sequence[Share]) -> float:
+    """Return how long one worker would have taken for what these did: an estimate.
+
+    It would compute all micro-batches, one after the other, and do the rest of the work (the optimiser's, data) once.
+    """
+    return sum(share.computing for share in shares) + sum(share.other for share in shares) / len(shares)
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory (GiB) that this process has held at once."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:  # getrusage's figure may be that of the process this one was made from
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / _GIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB
+
+
+def peak_gpu_memory_gib(device: torch.device) -> float:
+    """Return the most memory (GiB) that torch has taken of a GPU at once."""
+    return torch.cuda.max_memory_reserved(device) / _GIB
+
+
+def _gathered(share: Share, world: World) -> list[Share]:
+    """Return the share of each worker, on every worker. All have the same number of updates."""
+    if world.size == 1:
+        return [share]
+    own = torch.tensor([*share[:-1], *share.sums], dtype=torch.float64, device=world.device)
+    found = [torch.empty_like(own) for _ in range(world.size)]
+    dist.all_gather(found, own)
+    rows: list[list[float]] = [tensor.tolist() for tensor in found]
+    return [Share(row[0], row[1], row[2], row[3], row[4], row[5], tuple(row[6:])) for row in rows]
+
+
+def _hosts(world: World) -> list[str]:
+    if world.size == 1:
+        return [socket.gethostname()]
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, socket.gethostname())
+    return found
+
+
+def _perplexity(nll: float) -> float:
+    return math.exp(min(nll, 700.0))
+
+
+def _rounded(share: float) -> float:
+    return round(share, 4)

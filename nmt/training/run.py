@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 
+from nmt.alignments import Alignments
 from nmt.architectures import build_model
-from nmt.batches import one_sided
 from nmt.checkpoint import CheckpointConfig, TrainState, load_training, training_checkpoints
+from nmt.compilation import compile_model
 from nmt.model.batch_norm import collectors
 from nmt.model.seq2seq import Seq2Seq
 from nmt.pretrained import begin_with_vectors
+from nmt.training.beginnings import begin_with_model, freeze
+from nmt.training.beside import RayValidations
 from nmt.training.epochs import Epochs
 from nmt.training.gradients import FlatGradients
 from nmt.training.job import TrainJob
-from nmt.training.metrics import MetricsWriter
+from nmt.training.lease import taken_by_workers
+from nmt.training.metrics import MetricsWriter, metrics_writer
 from nmt.training.optim import Averages, make_optimizer, trained_parameters
+from nmt.training.saver import Saver
 from nmt.training.step import World
-from pipelines.shards import ShardColumns, read_shards
+from nmt.training.stopping import LeaveWatch
+from nmt.training.validation import read_dev
+from nmt.training.workers import write_workers
+from pipelines.shards import ShardColumns
 from pipelines.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -35,7 +44,6 @@ class Run:
     job: TrainJob
     world: World
     tokenizer: Tokenizer
-    train: ShardColumns
     dev: ShardColumns
     references: list[str]
     model: Seq2Seq
@@ -44,6 +52,11 @@ class Run:
     averages: Averages | None
     state: TrainState
     metrics: MetricsWriter | None
+    leaving: LeaveWatch
+    saver: Saver | None  # as `metrics`
+    saved_at: float = field(default_factory=time.monotonic)  # or started
+    beside: RayValidations | None = None  # in the worker of rank 0, where validation goes on beside training
+    alignments: Alignments | None = None  # where attention is guided
 
     def checkpoint_config(self) -> CheckpointConfig:
         """Return what makes the weights usable, with the scores of dev where they have just been found."""
@@ -57,50 +70,80 @@ class Run:
         )
 
 
-def start(job: TrainJob, world: World) -> Run:
-    """Return the run of a worker, where the newest checkpoint says, else at the start. Raises InputError."""
+def start(job: TrainJob, world: World, leaving: Callable[[], bool] | None = None) -> Run:
+    """Return the run of a worker, where the newest checkpoint says, else at the start.
+
+    Raises InputError, and LeaseLost where the folder is a newer run's.
+    """
+    lease = taken_by_workers(Path(job.folder), job.lease) if job.lease and world.rank == 0 else None
+    saver = Saver(job.checkpoints, job.train.keep_checkpoints, lease) if world.rank == 0 else None
     tokenizer = Tokenizer.load(Path(job.tokenizer))
-    shards = Path(job.shards)
     model = build_model(job.model, tokenizer.source_size, tokenizer.target_size, seed=job.train.seed)
-    newest = training_checkpoints(job.checkpoints)[-1:]
+    newest = _agreed(training_checkpoints(job.checkpoints)[-1:], world)
     if job.model.vectors() and not newest:
         begin_with_vectors(model, Path(job.folder))
+    if job.train.start_from is not None and not newest:
+        begin_with_model(model, tokenizer, Path(job.train.start_from))
+    freeze(model, job.train.freeze)
     trained = trained_parameters(model.to(world.device))
+    if job.train.compile:
+        compile_model(model)
     optimizer = make_optimizer(job.train, trained)
     averages = Averages(trained, job.train.ema_decay) if job.train.ema_decay > 0.0 else None
     state = TrainState()
     for checkpoint in newest:
         state = load_training(checkpoint, model, optimizer, averages, tokenizer.digest)
         log.info("continuing from %s", checkpoint)
-    dev = one_sided(read_shards(shards / "dev", tokenizer.digest), job.model.only_side())
-    # Only the checkpoint behind a validation is at the start of an epoch, or the last.
-    validated = state.updates_of_epoch == 0 or state.stopped is not None
+    state = _with_validations(state)
+    write_workers(Path(job.folder), world, state.update)
+    dev, references = read_dev(job, tokenizer)
+    beside = RayValidations(job, job.beside) if job.beside is not None and world.rank == 0 else None
+    if beside is not None:
+        for update, _ in state.pending_validations:
+            beside.ask(update)
     return Run(
         job=job,
         world=world,
         tokenizer=tokenizer,
-        train=read_shards(shards / "train", tokenizer.digest),
         dev=dev,
-        references=_references(Path(job.references), dev) if job.model.has_source else [],
+        references=references,
         model=model,
         optimizer=optimizer,
         flat=FlatGradients(trained, collectors(model)),
         averages=averages,
         state=state,
-        metrics=MetricsWriter(Path(job.folder), state.update, validated=validated) if world.rank == 0 else None,
+        metrics=metrics_writer(job, state) if world.rank == 0 else None,
+        leaving=LeaveWatch(Path(job.folder), lease, leaving),
+        saver=saver,
+        beside=beside,
+        alignments=None if job.alignments is None else Alignments(Path(job.alignments), job.train.window_rows),
     )
 
 
-def open_epochs(job: TrainJob, shards: ShardColumns) -> Epochs:
-    """Return the epochs of a job, on its rows of train. Raises InputError as `Epochs` does."""
+def _agreed(newest: list[Path], world: World) -> list[Path]:
+    """Return what the worker of rank 0 sees: on a shared storage another may see a checkpoint later."""
+    if world.size == 1:
+        return newest
+    found = [newest]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def open_epochs(job: TrainJob) -> Epochs:
+    """Return the epochs of a job. Raises InputError as `Epochs` does."""
     folder, tokenizer = Path(job.shards) / "train", Path(job.tokenizer)
-    side = job.model.only_side()
-    return Epochs(job.train, job.augment, job.weights, folder, shards, tokenizer, helpers=job.threads, side=side)
+    return Epochs(
+        job.train, job.augment, job.weights, folder, tokenizer,
+        curriculum=job.curriculum, helpers=job.threads, side=job.model.only_side(),
+    )  # fmt: skip
 
 
-def _references(folder: Path, dev: ShardColumns) -> list[str]:
-    tables = [pq.read_table(path, columns=["row_id", "tgt_raw"]) for path in sorted(folder.glob("part-*.parquet"))]
-    row_ids = np.concatenate([table["row_id"].to_numpy() for table in tables])
-    if not np.array_equal(row_ids, dev.row_id):
-        raise RuntimeError(f"the rows of {folder} are not those of the dev shards")
-    return [text for table in tables for text in table["tgt_raw"].to_pylist()]
+def _with_validations(state: TrainState) -> TrainState:
+    """Return a state that may be of a checkpoint from before validations had fields of their own."""
+    if "validated_update" in state.model_fields_set or not state.update:
+        return state
+    # Then only the checkpoint behind a validation was at the start of an epoch, or the last.
+    validated = state.updates_of_epoch == 0 or state.stopped is not None
+    best = () if state.best_metric is None else ((state.best_update, state.best_metric),)
+    changes = {"validated_update": state.update if validated else state.update - 1, "best_models": best}
+    return state.model_copy(update=changes)

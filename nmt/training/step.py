@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from nmt.batches import MicroBatch
 from nmt.config import TrainConfig
+from nmt.model.embeddings import RowsNoise
 from nmt.model.seq2seq import Seq2Seq
 from nmt.objectives.objective import objective
-from nmt.precision import autocast
+from nmt.precision import INITIAL_SCALE, autocast
 from nmt.training.gradients import FlatGradients
-from nmt.training.optim import Averages, clip_by_norm, pretrained_tables
+from nmt.training.memory import Part, in_parts
+from nmt.training.optim import Averages, pretrained_tables
 
 
 class World(NamedTuple):
@@ -32,11 +33,16 @@ class World(NamedTuple):
 
 
 class UpdateFigures(NamedTuple):
-    """Of all workers: loss and nll per target piece (nats), and the gradient's norm before clipping."""
+    """Of all workers: loss and nll per target piece (nats), and the gradient's norm before clipping.
+
+    An update is `skipped` where one of these is not finite. `num_split` micro-batches were computed in parts.
+    """
 
     loss: float
     nll: float
     gradient_norm: float
+    skipped: bool = False
+    num_split: int = 0
 
 
 def noise_seed(seed: int, update: int, microbatch: int) -> int:
@@ -57,30 +63,29 @@ def train_step(
     target_tokens: int,
     rate: float,
     world: World,
+    loss_scale: float = INITIAL_SCALE,
 ) -> UpdateFigures:
-    """Return the figures of one update, done.
+    """Return the figures of one update, done, or left out because its loss or its gradient is not finite.
 
     `microbatches` are this worker's share, with their numbers within the update; `target_tokens` counts the target
-    pieces of all workers' micro-batches; `rate` is the learning rate.
-    Raises FloatingPointError when the loss or the gradient is not finite: the weights are then as they were.
+    pieces of all workers' micro-batches; `rate` is the learning rate; `loss_scale` is of float16 alone.
+    An update that is left out changes no weight, moment, average or running statistic. Raises as `in_parts` does where
+    a micro-batch does not fit into memory.
     """
-    flat.buffer.zero_()
+    flat.clock.begin()
+    flat.zero()
     if isinstance(frozen := model.config.freeze_embeddings_updates, int) and frozen:
         flat.hold(pretrained_tables(model), update < frozen)
-    generator = torch.Generator(world.device)
-    for number, batch in microbatches:
-        generator.manual_seed(noise_seed(config.seed, update, number))
-        with autocast(config.precision, world.device):
-            loss = objective(model, batch.to(world.device), generator, config, update)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        flat.figures += torch.stack([loss.total.detach(), loss.nll]).to(flat.figures.dtype)
-    if world.size > 1:
-        dist.all_reduce(flat.buffer)
-    flat.buffer.div_(target_tokens)
-    loss_value, nll_value = flat.figures.tolist()
-    norm = clip_by_norm(flat.gradients, math.inf if config.clip_norm is None else config.clip_norm)
-    if not torch.isfinite(torch.tensor([loss_value, norm])).all():
-        raise FloatingPointError(f"update {update}: loss {loss_value}, gradient norm {norm}")
+    # In float16 the gradient is that of the mean loss times the scale: of the sum it would be beyond its numbers.
+    factor = loss_scale / target_tokens if config.precision == "float16" else 1.0
+    add = adder(model, flat, microbatches, config, update=update, device=world.device, factor=factor)
+    num_split = in_parts([len(batch.target) for _, batch in microbatches], add, flat.zero, flat.undivided())
+    flat.clock.end_computing()
+    num_split = flat.reduce(world.size, num_split)
+    loss, nll = flat.divide(target_tokens, factor)
+    norm = flat.clip(config.clip_norm, config.clip_value)
+    if not (math.isfinite(loss) and math.isfinite(nll) and math.isfinite(norm)):
+        return UpdateFigures(loss, nll, norm, True, num_split)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -88,4 +93,32 @@ def train_step(
         module.move()
     if averages is not None:
         averages.update(update + 1)
-    return UpdateFigures(loss_value, nll_value, norm)
+    return UpdateFigures(loss, nll, norm, False, num_split)
+
+
+def adder(
+    model: Seq2Seq,
+    flat: FlatGradients,
+    microbatches: Sequence[tuple[int, MicroBatch]],
+    config: TrainConfig,
+    *,
+    update: int,
+    device: torch.device,
+    factor: float = 1.0,
+) -> Callable[[Part], None]:
+    """Return what adds the gradients of a part of these micro-batches: of the summed loss times `factor`.
+
+    A part has the noise that its rows have in the whole micro-batch.
+    """
+    generator = torch.Generator(device)
+
+    def add(part: Part) -> None:
+        number, batch = microbatches[part.place]
+        generator.manual_seed(noise_seed(config.seed, update, number))
+        noise = generator if part.is_whole() else RowsNoise(generator, part.start, part.end, part.total)
+        with autocast(config.precision, device):
+            loss = objective(model, part.of(batch).to(device), noise, config, update)
+        loss.total.backward(loss.total.new_full((), factor))  # type: ignore[no-untyped-call]
+        flat.add_losses(loss.total, loss.nll)
+
+    return add

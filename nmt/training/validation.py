@@ -6,35 +6,107 @@ A language model translates nothing: of it there is the loss alone.
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from nmt.batches import collate, packed
+from nmt.batches import collate, one_sided, packed
 from nmt.config import Side, TrainConfig, TranslateConfig
+from nmt.evaluate import corpus_bleu, corpus_chrf
 from nmt.model.seq2seq import Seq2Seq
 from nmt.objectives.supervised import supervised
 from nmt.precision import autocast
 from nmt.published import describe_references
 from nmt.search import search
+from nmt.training.attention_maps import attention_maps
+from nmt.training.job import TrainJob
 from nmt.training.step import World
-from pipelines.shards import ShardColumns
+from pipelines.shards import ShardColumns, read_shards
 from pipelines.tokenizer import Tokenizer
+
+_NUM_SAMPLES = 3
+
+
+class RowScores(NamedTuple):
+    """Of all rows: the negative log-likelihood per target piece (nats), and the translations, in order.
+
+    The seconds are those of the worker that took longest, of its loss and of its search.
+    """
+
+    loss: float
+    translations: list[str]
+    loss_seconds: float
+    search_seconds: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a validation finds. `dev` has loss (nats per target piece), and of translations bleu and chrf (0 to 100).
+
+    `seconds` is the whole of it; `samples` are a few rows: source, reference and hypothesis, `attention` their maps.
+    """
+
+    dev: dict[str, float]
+    seconds: float
+    loss_seconds: float
+    search_seconds: float
+    samples: list[dict[str, str]]
+    attention: list[dict[str, Any]]
+
+
+def read_dev(job: TrainJob, tokenizer: Tokenizer) -> tuple[ShardColumns, list[str]]:
+    """Return the rows of dev, and the references of their translations: of a language model none.
+
+    Raises InputError when the shards belong to another tokeniser.
+    """
+    dev = one_sided(read_shards(Path(job.shards) / "dev", tokenizer.digest), job.model.only_side())
+    return dev, _references(Path(job.references), dev) if job.model.has_source else []
+
+
+def score_model(
+    model: Seq2Seq, dev: ShardColumns, references: list[str], tokenizer: Tokenizer, job: TrainJob, world: World
+) -> Scores:
+    """Return how good a model is on dev, on every worker: each of `world` must call it with the same weights."""
+    started = time.monotonic()
+    found = score_rows(model, dev, tokenizer, job.train, world)
+    scores = {"loss": found.loss}
+    if model.config.has_source:
+        scores["bleu"] = corpus_bleu(found.translations, references, job.bleu_tokenize)
+        scores["chrf"] = corpus_chrf(found.translations, references)
+    samples = _samples(found.translations, dev, references, tokenizer)
+    return Scores(
+        dev=scores,
+        seconds=round(time.monotonic() - started, 3),
+        loss_seconds=round(found.loss_seconds, 3),
+        search_seconds=round(found.search_seconds, 3),
+        samples=samples,
+        attention=attention_maps(model, samples, tokenizer, world.device),
+    )
+
+
+def metric_of(config: TrainConfig, dev: Mapping[str, float]) -> float:
+    """Return what models are compared by, of their scores on dev: the higher, the better.
+
+    For perplexity that is the loss too, in whose order it is.
+    """
+    metric = config.early_stopping_metric
+    return dev[metric] if metric in ("bleu", "chrf") else -dev["loss"]
 
 
 def score_rows(
     model: Seq2Seq, shards: ShardColumns, tokenizer: Tokenizer, config: TrainConfig, world: World
-) -> tuple[float, list[str]]:
-    """Return the negative log-likelihood per target piece (nats) and the translations of all rows, in order.
+) -> RowScores:
+    """Return the loss and the translations of all rows; of a language model there are no translations.
 
-    Of a language model there are no translations.
-
-    The same on every worker and for every number of workers: batches are dealt out, and their sums are added in the
-    batches' order.
+    The same on every worker and for every number of workers: batches of rows of like length are dealt out, and their
+    sums are added in the batches' order. Search computes with the precision of training.
     """
     decoding = TranslateConfig(method="beam", beam_size=config.validation_beam_size)
     src_lengths, tgt_lengths = shards.src_lengths(), shards.tgt_lengths()
@@ -42,22 +114,52 @@ def score_rows(
     batches = packed(order, np.maximum(src_lengths, tgt_lengths)[order], config.microbatch_tokens)
     losses: dict[int, float] = {}
     found: dict[int, list[int]] = {}
+    loss_seconds = search_seconds = 0.0
     for number in range(world.rank, len(batches), world.size):
         rows = batches[number]
+        started = time.monotonic()
         batch = collate(shards, rows).to(world.device)
         with torch.inference_mode(), autocast(config.precision, world.device):
             losses[number] = float(supervised(model, batch, None, label_smoothing=0.0).nll)
+            loss_seconds += time.monotonic() - started
+            started = time.monotonic()
             hypotheses = search(model, batch.src, batch.src_lengths, decoding) if model.config.has_source else []
+            search_seconds += time.monotonic() - started
         found |= {int(row): hypothesis.ids for row, hypothesis in zip(rows, hypotheses)}
-    shares: list[Any] = [(losses, found)]
+    shares: list[Any] = [(losses, found, loss_seconds, search_seconds)]
     if world.size > 1:
-        shares = [None] * world.size
-        dist.all_gather_object(shares, (losses, found))
-    every_loss = {number: nll for share, _ in shares for number, nll in share.items()}
-    every_row = {row: ids for _, share in shares for row, ids in share.items()}
+        mine, shares = shares[0], [None] * world.size
+        dist.all_gather_object(shares, mine)
+    every_loss = {number: nll for share in shares for number, nll in share[0].items()}
+    every_row = {row: ids for share in shares for row, ids in share[1].items()}
     nll = sum(every_loss[number] for number in range(len(batches)))
     translations = [every_row[row] for row in range(len(shards))] if model.config.has_source else []
-    return nll / int(tgt_lengths.sum()), tokenizer.decode_target(translations)
+    return RowScores(
+        loss=nll / int(tgt_lengths.sum()),
+        translations=tokenizer.decode_target(translations),
+        loss_seconds=max(share[2] for share in shares),
+        search_seconds=max(share[3] for share in shares),
+    )
+
+
+def _references(folder: Path, dev: ShardColumns) -> list[str]:
+    tables = [pq.read_table(path, columns=["row_id", "tgt_raw"]) for path in sorted(folder.glob("part-*.parquet"))]
+    row_ids = np.concatenate([table["row_id"].to_numpy() for table in tables])
+    if not np.array_equal(row_ids, dev.row_id):
+        raise RuntimeError(f"the rows of {folder} are not those of the dev shards")
+    return [text for table in tables for text in table["tgt_raw"].to_pylist()]
+
+
+def _samples(
+    translations: list[str], dev: ShardColumns, references: list[str], tokenizer: Tokenizer
+) -> list[dict[str, str]]:
+    """Return a few rows, spread over all of dev."""
+    spread = np.linspace(0, len(translations) - 1, num=min(_NUM_SAMPLES, len(translations))).astype(int)
+    sources = [dev.src[dev.src_offsets[i] : dev.src_offsets[i + 1]].tolist() for i in spread]
+    return [
+        {"source": source, "reference": references[i], "hypothesis": translations[i]}
+        for source, i in zip(tokenizer.decode_source(sources), spread)
+    ]
 
 
 def describe_dev(loss: float, shards: ShardColumns, folder: Path, side: Side) -> dict[str, Any]:

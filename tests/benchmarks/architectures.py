@@ -340,8 +340,8 @@ def evaluated(model: Seq2Seq, data: Data, config: TrainConfig) -> dict[str, Any]
     """Return loss and BLEU on dev, and BLEU and chrF on test with their signatures and intervals."""
     started = time.process_time()
     decoding = config.model_copy(update={"precision": "float32", "validation_beam_size": 5})
-    dev_loss, dev = score_rows(model, data.splits["dev"], data.tokenizer, decoding, World())
-    _, test = score_rows(model, data.splits["test"], data.tokenizer, decoding, World())
+    dev_loss, dev, *_ = score_rows(model, data.splits["dev"], data.tokenizer, decoding, World())
+    _, test, *_ = score_rows(model, data.splits["test"], data.tokenizer, decoding, World())
     return {
         "dev_loss": round(dev_loss, 4),
         "dev_bleu": round(corpus_bleu(dev, data.references["dev"], "13a"), 2),

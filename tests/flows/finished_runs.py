@@ -165,6 +165,20 @@ _TRAINING = {
     "target_tokens_per_s": 4321.5,
     "num_workers": 2,
     "stopped": "max_epochs",
+    "ledger": {
+        "wall_hours": 3.5,
+        "worker_hours": 10.0,
+        "gpu_hours": 0.0,
+        "again_hours": 0.5,
+        "restarts": 1,
+        "updates": 400,
+        "updates_again": 12,
+        "target_tokens": 98_765,
+        "target_tokens_per_s": 4321.5,
+        "shares": {"communication": 0.125, "data": 0.0004, "validation": 0.1},
+        "cost": 15.875,
+        "currency": "EUR",
+    },
 }
 _ATTENTION = {
     "test": "news",
@@ -180,10 +194,12 @@ _ATTENTION = {
 def _training_files(weights: bytes) -> dict[str, bytes]:
     lines: list[dict[str, Any]] = []
     for update in range(10, 401, 10):
-        lines.append({"kind": "train", "update": update, "epoch": update // 100, "loss": 1.0 + 60.0 / update})
+        figures = {"learning_rate": update / 1e5, "target_tokens_per_s": 4000.0 + update}
+        lines.append({"kind": "train", "update": update, "epoch": update // 100, "loss": 1.0 + 60.0 / update} | figures)
         if update % 100 == 0:
             bleu = 41.25 if update == 300 else update / 10
-            lines.append({"kind": "validation", "update": update, "loss": 1.4 + 40.0 / update, "bleu": bleu})
+            scores = {"bleu": bleu, "chrf": bleu + 20.5}
+            lines.append({"kind": "validation", "update": update, "loss": 1.4 + 40.0 / update} | scores)
     metrics = "".join(json.dumps(line) + "\n" for line in lines)
     return {"best/config.json": b"{}", "best/model.safetensors": weights, "metrics.jsonl": metrics.encode()}
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from flows.charts import bleu_curve, length_histogram, loss_curves, score_histogram
+from flows.charts import length_histogram, loss_curves, score_curve, score_histogram, training_curve
 
 TRAIN = [{"update": update, "loss": 5.0 - update / 100} for update in (10, 20, 30)]
 VALIDATIONS = [{"update": 20, "loss": 4.9, "bleu": 12.5}, {"update": 30, "loss": 4.8, "bleu": 11.0}]
@@ -20,8 +20,23 @@ def test_the_curves_name_what_they_show() -> None:
     assert {"train", "dev", "best", "update", "loss"} <= set(texts)
 
 
-def test_the_best_bleu_is_written_beside_its_point() -> None:
-    assert "best 12.50" in _texts(bleu_curve(VALIDATIONS, best_update=20))
+def test_the_best_score_is_written_beside_its_point() -> None:
+    texts = _texts(score_curve("bleu", "BLEU", VALIDATIONS, best_update=20))
+    assert {"best 12.50", "BLEU on dev", "update"} <= set(texts)
+
+
+def test_updates_that_were_all_left_out_have_no_loss_to_draw() -> None:
+    gap = [*TRAIN, {"update": 40, "loss": None}]
+    assert loss_curves(gap, VALIDATIONS, best_update=20) == loss_curves(TRAIN, VALIDATIONS, best_update=20)
+
+
+def test_a_figure_of_training_has_its_title_and_ids_of_its_own() -> None:
+    lines = [{"update": update, "learning_rate": 0.001 * update} for update in (10, 20, 30)]
+    svg = training_curve("learning_rate", "learning rate", lines)
+    assert {"learning rate", "update", "0.03"} <= set(_texts(svg))
+    assert 'aria-label="Learning rate by update"' in svg
+    ids = re.findall(r'id="([^"]+)"', svg)
+    assert ids and all(name.startswith("learning-rate-") for name in ids)
 
 
 def test_a_histogram_ends_with_its_last_bin_that_has_rows() -> None:
@@ -83,7 +98,7 @@ def test_scores_that_no_row_has_can_be_drawn() -> None:
 
 
 def test_a_chart_is_one_svg_element_without_a_foreign_address() -> None:
-    svg = bleu_curve(VALIDATIONS, best_update=20)
+    svg = score_curve("bleu", "BLEU", VALIDATIONS, best_update=20)
     assert svg.startswith("<svg") and svg.endswith("</svg>")
     assert "http" not in svg and "<metadata" not in svg
     assert 'viewBox="' in svg.partition(">")[0] and ' width="' not in svg.partition(">")[0]

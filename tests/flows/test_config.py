@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.config import PROFILES, Profile, load_profile, load_recipe, load_table, schema, table_overrides
+from flows.config import (
+    PROFILES,
+    Profile,
+    check_profile,
+    load_profile,
+    load_recipe,
+    load_table,
+    schema,
+    table_overrides,
+)
 from nmt.config import EvaluateConfig
 from pipelines.errors import InputError
 
@@ -75,7 +84,7 @@ def test_a_number_with_an_exponent_is_a_number(recipe: Path, value: str) -> None
         ("train.max_epochs=2.5", "key `train.max_epochs`: Input should be a valid integer"),
         ("train.max_epochs='3'", "key `train.max_epochs`: Input should be a valid integer"),
         ("train.max_epochs=0", "key `train.max_epochs`: Input should be greater than or equal to 1"),
-        ("train.optimizer=lion", "key `train.optimizer`: Input should be 'adam', 'adamw' or 'sgd'"),
+        ("train.optimizer=lion", "key `train.optimizer`: Input should be 'adam', 'adamw', 'sgd' or 'adafactor'"),
         ("train.clip_norm=.inf", "a number is infinite"),
         ("languages.source=no", "key `languages.source`: YAML reads this word as false; put it in quotes"),
         ("languages.source=english", "key `languages.source`: String should match pattern"),
@@ -123,6 +132,16 @@ def test_tags_are_symbols_of_the_tokeniser_and_of_corpora_that_there_are(recipe:
     assert not loaded.augment.changes_text
     message = loading_fails(recipe, symbols, tags % "news")
     assert "the tag '<a>' is for ['news'], which are no corpora of train" in message
+
+
+def test_a_corpus_takes_part_in_a_run_of_epochs(recipe: Path) -> None:
+    corpora = "corpora.train=[{name: a, tsv: a.tsv, from_epoch: %s, until_epoch: %s}]"
+    (corpus,) = load_recipe(str(recipe), define={"DATA": "/data"}, overrides=[corpora % (2, 2)]).corpora.train
+    assert (corpus.from_epoch, corpus.until_epoch) == (2, 2)
+    (corpus,) = load_recipe(str(recipe), define={"DATA": "/data"}).corpora.train
+    assert (corpus.from_epoch, corpus.until_epoch) == (1, None)
+    assert "until_epoch 2 is before from_epoch 3" in loading_fails(recipe, corpora % (3, 2))
+    assert "from_epoch" in loading_fails(recipe, corpora % (0, 2))
 
 
 def test_a_missing_definition_is_named_with_the_remedy(recipe: Path) -> None:
@@ -190,3 +209,12 @@ def test_learned_positions_that_do_not_reach_are_refused(recipe: Path, key: str,
     load_recipe(str(recipe), define=define, overrides=[model])
     with pytest.raises(InputError, match=f"{key} lets .* learns 512 positions"):
         load_recipe(str(recipe), define=define, overrides=[model, f"{key}={value}"])
+
+
+def test_the_plateau_schedule_with_validation_beside_training_is_refused_before_any_stage(recipe: Path) -> None:
+    loaded = load_recipe(recipe, define={"DATA": "/data"}, overrides=["train.schedule=plateau"])
+    profile = Profile.model_validate({"ray": {"validation_workers": 1}})
+    with pytest.raises(InputError, match="plateau"):
+        check_profile(loaded, profile)
+    check_profile(loaded, profile, use_ray=False)
+    check_profile(loaded, Profile())

@@ -95,9 +95,40 @@ def test_what_the_page_refers_to_is_there_once(html: str) -> None:
 
 
 def test_charts_and_heat_map_are_inline_svg(html: str) -> None:
-    # Losses, BLEU, two histograms of lengths, one heat map; scores of three rules that drop and a soft one.
+    # Losses, BLEU, chrF, learning rate, speed, two histograms of lengths, one heat map; scores of three rules that drop
+    # and a soft one.
+    assert Page(html).tags.count("svg") == 8 + 4
+    text = Page(html).text
+    assert "best 41.25" in text and "best 61.75" in text
+    for title in ("Learning rate by update", "Target pieces per second by update", "chrF on dev by update"):
+        assert f'aria-label="{title}"' in html
+    assert "; BLEU and chrF on dev are of real translations. The dashed line and the ring mark the update" in text
+
+
+def test_the_ledger_says_what_training_took(html: str) -> None:
+    assert (
+        "What it took wall time 3.50 h workers' time 10.00 h of it lost or done again 0.50 h restarts 1 "
+        "updates done again 12 updates 400 target pieces 98,765 target pieces per second 4,322 "
+        "of the time: the sum over the workers 12.5 % of the time: waiting for data <0.1 % "
+        "of the time: validation 10.0 % cost 15.88 EUR Model"
+    ) in Page(html).text
+
+
+def test_training_of_an_older_version_has_no_ledger_and_fewer_curves(tmp_path: Path) -> None:
+    runs = finished_runs(tmp_path / "stages")
+    counters = {name: value for name, value in runs["train"].manifest.counters.items() if name != "ledger"}
+    manifest = runs["train"].manifest.model_copy(update={"counters": counters})
+    metrics = runs["train"].folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in lines:
+        for name in ("learning_rate", "target_tokens_per_s", "chrf"):
+            line.pop(name, None)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    older = runs | {"train": StageRun(runs["train"].folder, manifest, reused=True)}
+    html = _html(older, tmp_path / "report.html")
     assert Page(html).tags.count("svg") == 5 + 4
-    assert "best 41.25" in Page(html).text
+    assert "none: training was done by a version that kept no ledger" in Page(html).text
+    assert "; BLEU on dev is of real translations." in Page(html).text
 
 
 def test_text_of_a_corpus_is_escaped(html: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ def changed(**tables: dict[str, Any]) -> Recipe:
     return Recipe.model_validate_json(Recipe.model_validate(tree).model_dump_json())
 
 
+RUN_ONE = stages._run  # itself, before tests put another in its place
+
+
 @pytest.fixture(autouse=True)
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stages that only write their table of the recipe: what is here tested is the order, and who reads whom."""
@@ -40,11 +44,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "clean": "clean",
         "fit_tokenizer": "tokenizer",
         "encode": "shards",
+        "align": "align",
         "train": "train",
     }
 
     def run(
-        name: str, recipe: Recipe, profile: Profile, root: Path, runs: dict[str, StageRun], *, use_ray: bool
+        name: str, recipe: Recipe, profile: Profile, root: Path, runs: dict[str, StageRun], **options: bool
     ) -> StageRun:
         config = getattr(recipe, reads.get(name, name)).model_dump(mode="json")
 
@@ -164,9 +169,41 @@ def test_after_planning_stages_run_again(tmp_path: Path, ran: list[str]) -> None
 
 def test_ratings_are_stages_of_a_recipe_that_asks_for_quality(tmp_path: Path, ran: list[str]) -> None:
     rated = changed(clean={"quality": {}})
-    assert [stage.name for stage in stages_of(rated)] == list(STAGE_NAMES)
+    assert [stage.name for stage in stages_of(rated)] == [name for name in STAGE_NAMES if name != "align"]
     run_up_to("clean", rated, Profile(), tmp_path)
     assert ran == ["score", "fit_quality", "rate", "clean"]
+
+
+def test_alignments_are_a_stage_of_a_recipe_that_guides_attention(tmp_path: Path, ran: list[str]) -> None:
+    guided = changed(train={"guided_alignment_weight": 0.05})
+    assert [stage.name for stage in stages_of(guided)] == [
+        name for name in STAGE_NAMES if name not in ("fit_quality", "rate")
+    ]
+    run_up_to("train", guided, Profile(), tmp_path)
+    assert ran == ["score", "clean", "fit_tokenizer", "encode", "align", "train"]
+    # What is aligned does not depend on training.
+    planned = plan(changed(train={"guided_alignment_weight": 0.1}), Profile(), tmp_path)
+    assert [stage.name for stage in planned if stage.runs] == ["train", "translate", "evaluate"]
+
+
+@pytest.mark.parametrize("name", ["rate", "align"])
+def test_a_stage_that_the_recipe_has_not_is_refused(tmp_path: Path, ran: list[str], name: str) -> None:
+    with pytest.raises(InputError, match=f"stage {name}: the recipe has no such stage"):
+        run_up_to(name, RECIPE, Profile(), tmp_path)
+    assert ran == []
+
+
+def test_training_is_given_the_alignments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("pipelines.align.align", lambda *arguments: asked.update(align=arguments))
+    monkeypatch.setattr("nmt.train.train", lambda *arguments, **options: asked.update(options))
+    recipe = changed(train={"guided_alignment_weight": 0.05}, align={"iterations": 3})
+    runs: Any = {"clean": None, "fit_tokenizer": "tokenizer", "encode": "encoded", "align": "aligned"}
+    for name in ("align", "train"):
+        stages._run(name, recipe, Profile(), tmp_path, runs, use_ray=False)
+    assert asked["align"] == (recipe.align, "encoded", "tokenizer", Profile().beam, tmp_path)
+    assert asked["aligned"] == "aligned"
 
 
 def test_a_language_models_recipe_ends_with_training(tmp_path: Path, ran: list[str]) -> None:
@@ -199,3 +236,13 @@ def test_every_stage_has_a_branch_that_runs_it(tmp_path: Path, monkeypatch: pyte
     monkeypatch.undo()
     with pytest.raises(AssertionError, match="no such stage: dream"):
         stages._run("dream", RECIPE, Profile(), tmp_path, {}, use_ray=True)
+
+
+def test_training_is_told_how_the_corpora_of_train_are_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr("nmt.train.train", lambda *arguments, **options: told.update(options))
+    train = [CORPUS | {"weight": 2.0, "until_epoch": 3}, CORPUS | {"name": "b", "from_epoch": 2}]
+    recipe = changed(corpora={"train": train})
+    RUN_ONE("train", recipe, Profile(), tmp_path, defaultdict(lambda: None), use_ray=False, continue_from_earlier=False)
+    assert told["weights"] == {"a": 2.0, "b": 1.0}
+    assert told["curriculum"] == {"a": (1, 3), "b": (2, None)}

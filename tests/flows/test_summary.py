@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.summary import Rows, best_on_dev, dropping, percent, rules, threshold, visible, waterfall_rows
+from flows.summary import Rows, best_on_dev, dropping, ledger, percent, rules, size, threshold, visible, waterfall_rows
 
 TRAIN: dict[str, Any] = {
     "split": "train",
@@ -87,3 +87,34 @@ def test_what_cannot_be_seen_is_drawn_and_long_texts_are_cut() -> None:
 def test_the_best_on_dev_is_bleu_or_a_language_models_perplexity() -> None:
     assert best_on_dev({"best_bleu": 31.256, "best_loss": 1.5}) == "BLEU 31.26"
     assert best_on_dev({"best_loss": 2.5, "best_perplexity": 12.182}) == "perplexity 12.18"
+
+
+LEDGER = {
+    "wall_hours": 0.25, "worker_hours": 0.5, "gpu_hours": 0.0, "again_hours": 0.0, "restarts": 0, "updates": 1200,
+    "updates_again": 0, "target_tokens": 50_000, "target_tokens_per_s": 61.7, "shares": {"validation": 0.25},
+}  # fmt: skip
+
+
+def test_the_ledger_is_a_row_a_figure_and_leaves_out_what_there_was_not() -> None:
+    rows = [
+        ["wall time", "0.25 h"],
+        ["workers' time", "0.50 h"],
+        ["restarts", "0"],
+        ["updates", "1,200"],
+        ["target pieces", "50,000"],
+        ["target pieces per second", "62"],
+        ["of the time: validation", "25.0 %"],
+    ]
+    assert ledger({"ledger": LEDGER}).rows == rows
+    costly = LEDGER | {"cost": 1234.5, "currency": "EUR", "updates_again": 3, "gpu_hours": 2.0}
+    assert ledger({"ledger": costly}).rows == [
+        *rows[:2], ["GPUs' time", "2.00 h"], rows[2], ["updates done again", "3"], *rows[3:], ["cost", "1,234.50 EUR"],
+    ]  # fmt: skip
+    assert ledger({"updates": 3}).rows == []
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (12_345_678, "12.3 MB"), (2 * 10**9, "2 GB")]
+)
+def test_sizes_have_three_digits_and_a_unit(num_bytes: int, text: str) -> None:
+    assert size(num_bytes) == text

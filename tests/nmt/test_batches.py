@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmt.batches import collate, plan_epoch, target_tokens
+from nmt.batches import Lengths, Rows, collate, packed, plan_epoch, target_tokens
 from nmt.config import TrainConfig
 from pipelines.epoch_rows import trainable_rows
 from pipelines.shards import ShardColumns
@@ -68,6 +68,53 @@ def test_the_plan_is_the_one_that_it_has_always_been() -> None:
         assert plan[0][0].tolist() == first
         numbers = json.dumps([[batch.tolist() for batch in update] for update in plan])
         assert hashlib.sha256(numbers.encode()).hexdigest() == digest
+
+
+def test_the_windows_of_an_epoch_are_drawn_apart_and_the_first_as_an_epoch_of_one_window() -> None:
+    rng = np.random.default_rng(7)
+    src, tgt = rng.integers(2, 60, 400), rng.integers(2, 60, 400)
+    plans = [
+        str(plan_epoch(TrainConfig(microbatch_tokens=300), 2, src, tgt, np.arange(400), window=window))
+        for window in range(4)
+    ]
+    assert len(set(plans)) == 4
+    assert plans[0] == str(plan_epoch(TrainConfig(microbatch_tokens=300), 2, src, tgt, np.arange(400)))
+
+
+def row_by_row(order: Rows, lengths: Lengths, budget: int) -> list[list[int]]:
+    """What `packed` does, as a loop over rows."""
+    runs, start, longest = [], 0, 0
+    for end, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        if end > start and (end + 1 - start) * longest > budget:
+            runs.append(order[start:end].tolist())
+            start, longest = end, length
+    return [*runs, order[start:].tolist()]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=120), st.booleans(), st.integers(1, 200))
+def test_rows_are_packed_as_by_a_loop_over_them(found: list[int], ascending: bool, budget: int) -> None:
+    lengths = np.asarray(sorted(found) if ascending else found, dtype=np.int64)
+    order = np.random.default_rng(len(found)).permutation(len(found))
+    assert [run.tolist() for run in packed(order, lengths, budget)] == row_by_row(order, lengths, budget)
+
+
+def test_many_rows_are_packed_as_by_a_loop_over_them() -> None:
+    rng = np.random.default_rng(11)
+    src = np.clip(rng.lognormal(3.0, 0.6, 50_000).astype(np.int64), 1, 200)
+    tgt = np.clip((src * rng.normal(1.0, 0.2, 50_000)).astype(np.int64), 1, 200)
+    order = np.lexsort((src, tgt))
+    lengths = np.maximum(src, tgt)[order]
+    for budget in (150, 2048, 30_000):
+        assert [run.tolist() for run in packed(order, lengths, budget)] == row_by_row(order, lengths, budget)
+
+
+def test_lengths_beyond_16_bits_are_sorted_too() -> None:
+    src = tgt = np.asarray([70_000, 3, 65_536, 2, 65_535, 70_000])
+    plan = plan_epoch(TrainConfig(microbatch_tokens=140_000, max_pieces=80_000), 0, src, tgt, np.arange(6))
+    batches = sorted(sorted(batch.tolist()) for update in plan for batch in update)
+    assert batches == [[0, 5], [1, 3], [2, 4]]
 
 
 def test_a_row_stands_as_often_in_a_plan_as_in_its_rows() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from nmt.checkpoint import (
     save_model,
     save_training,
     training_checkpoints,
+    verify_checkpoint,
 )
 from nmt.config import TrainConfig
 from nmt.model.recurrent_config import RecurrentConfig
@@ -103,3 +106,100 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     model, optimizer, averages = trained()
     path = save_training(tmp_path, model, optimizer, averages, CONFIG, TrainState(update=7))
     assert training_checkpoints(tmp_path) == [path]
+
+
+# Checksums
+
+
+def test_each_file_of_a_checkpoint_has_its_size_and_sha256_written_last(tmp_path: Path) -> None:
+    model, optimizer, averages = trained()
+    path = save_training(tmp_path, model, optimizer, averages, CONFIG, TrainState(update=7))
+    sums = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
+    assert sums["format"] == 1
+    files = {file.name for file in path.iterdir()} - {"checksums.json"}
+    assert files == {"config.json", "model.safetensors", "optimizer.safetensors", "averages.safetensors", "state.json"}
+    assert sums["files"] == {
+        name: {
+            "bytes": (path / name).stat().st_size,
+            "sha256": hashlib.sha256((path / name).read_bytes()).hexdigest(),
+        }
+        for name in files
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "optimizer.safetensors", "averages.safetensors", "state.json"]
+)
+def test_a_changed_byte_of_any_file_is_found_and_named_before_training_continues(tmp_path: Path, name: str) -> None:
+    model, optimizer, averages = trained()
+    path = save_training(tmp_path, model, optimizer, averages, CONFIG, TrainState(update=7))
+    data = (path / name).read_bytes()
+    # A digit for another one, so that JSON stays JSON; in the weights any byte.
+    place = max(data.rfind(b"7"), 0) if name.endswith(".json") else len(data) - 1
+    (path / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    with pytest.raises(InputError, match="its sha256 is") as raised:
+        load_training(path, model, optimizer, averages, "t" * 64)
+    assert raised.value.where == str(path / name)
+    assert "--continue-from-earlier" in raised.value.remedy
+
+
+def test_a_file_that_is_missing_or_too_short_is_named(tmp_path: Path) -> None:
+    save_model(tmp_path / "best", trained()[0], CONFIG)
+    path = tmp_path / "best" / "model.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"it has {size - 100:,} bytes, and was written with {size:,}"):
+        verify_checkpoint(tmp_path / "best")
+    path.unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors: .*the file is missing"):
+        verify_checkpoint(tmp_path / "best")
+
+
+def test_checksums_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    save_model(tmp_path / "best", trained()[0], CONFIG)
+    (tmp_path / "best" / "checksums.json").write_text('{"format": 1, "fil')
+    with pytest.raises(InputError, match=r"checksums\.json"):
+        load_model(tmp_path / "best")
+
+
+def test_a_checkpoint_of_a_version_without_checksums_is_read(tmp_path: Path) -> None:
+    model, _, _ = trained()
+    save_model(tmp_path / "best", model, CONFIG)
+    (tmp_path / "best" / "checksums.json").unlink()
+    found, _ = load_model(tmp_path / "best")
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), model.parameters()))
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, rename = os.fsync, Path.rename
+    descriptors = "/proc/self/fd"
+
+    def noted_sync(descriptor: int) -> None:
+        steps.append(Path(f"{descriptors}/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr("os.fsync", noted_sync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    save_model(tmp_path / "best", trained()[0], CONFIG)
+    place = steps.index("rename")
+    assert {"model.safetensors", "config.json", "checksums.json"} < set(steps[:place])
+    assert steps[place - 1].endswith("-best")  # the folder's names
+    assert steps[place + 1 :] == [tmp_path.name]
+
+
+def test_a_checkpoint_takes_the_place_of_one_of_the_same_name(tmp_path: Path) -> None:
+    model, _, _ = trained()
+    save_model(tmp_path / "best", model, CONFIG)
+    with torch.no_grad():
+        model.output_bias.add_(1.0)
+    save_model(tmp_path / "best", model, CONFIG)
+    found, _ = load_model(tmp_path / "best")
+    assert torch.equal(found.output_bias, model.output_bias)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]

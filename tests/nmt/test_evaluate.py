@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from nmt.config import EvaluateConfig
 from nmt.evaluate import (
     compare,
     corpus_bleu,
+    corpus_chrf,
     evaluate_files,
     evaluate_tests,
     read_lines,
@@ -105,6 +107,28 @@ def test_no_rows_are_refused() -> None:
 
 def test_an_empty_hypothesis_is_scored_as_zero() -> None:
     assert corpus_bleu([""], ["a b c d"], "13a") == 0.0
+
+
+def test_corpus_chrf_is_that_of_the_paper() -> None:
+    # Popović 2015, eq. 1 with beta 2: precision and recall are means over the n-grams of 1 to 6 characters.
+    hypotheses, references = ["the red house", "a small dog runs"], ["the big red house", "the small dog ran"]
+    precision, recall = [], []
+    for order in range(1, 7):
+        matched = found = expected = 0
+        for hypothesis, reference in zip(hypotheses, references):
+            counts = [
+                Counter(text[i : i + order] for i in range(len(text) - order + 1))
+                for text in (hypothesis.replace(" ", ""), reference.replace(" ", ""))
+            ]
+            matched += (counts[0] & counts[1]).total()
+            found += counts[0].total()
+            expected += counts[1].total()
+        precision.append(matched / found)
+        recall.append(matched / expected)
+    p, r = sum(precision) / 6, sum(recall) / 6
+    assert corpus_chrf(hypotheses, references) == pytest.approx(100 * 5 * p * r / (4 * p + r))
+    with pytest.raises(InputError, match="2 references"):
+        corpus_chrf(["a"], ["a", "b"])
 
 
 def test_sentence_chrf_is_full_for_equal_and_zero_for_disjoint_text() -> None:

@@ -30,7 +30,7 @@ from pipelines.config import BeamConfig, ShardConfig, TokenizerConfig
 from pipelines.encode import encode
 from pipelines.errors import InputError
 from pipelines.fit_tokenizer import fit_tokenizer
-from pipelines.shards import ShardColumns, read_shards
+from pipelines.shards import ShardColumns, read_parts, read_shards
 from pipelines.stage import StageRun, stage_key
 from pipelines.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from tests.nmt.conftest import LANGUAGES, ToyStages
@@ -69,7 +69,7 @@ def begun(config: ModelTable, stages: ToyStages, folder: Path) -> tuple[Seq2Seq,
     """A new model, and the same one with the vectors of its config."""
     tokenizer = Tokenizer.load(stages.tokenizer.folder)
     fresh, model = (build_model(config, tokenizer.source_size, tokenizer.target_size, seed=3) for _ in range(2))
-    prepare(config, tokenizer, read_shards(stages.encoded.folder / "shards" / "train"), folder)
+    prepare(config, tokenizer, read_parts(stages.encoded.folder / "shards" / "train"), folder)
     begin_with_vectors(model, folder)
     return fresh, model
 
@@ -405,7 +405,7 @@ def test_a_table_that_is_always_frozen_is_published_as_it_began(toy: ToyStages, 
     config = SMALL.model_copy(update={"target_vectors": str(vectors)})
     tokenizer = Tokenizer.load(toy.tokenizer.folder)
     began = build_model(config, tokenizer.source_size, tokenizer.target_size, seed=TRAIN.seed)
-    prepare(config, tokenizer, read_shards(toy.encoded.folder / "shards" / "train"), tmp_path)
+    prepare(config, tokenizer, read_parts(toy.encoded.folder / "shards" / "train"), tmp_path)
     begin_with_vectors(began, tmp_path)
     assert torch.equal(model.target_embedding.table.weight, began.target_embedding.table.weight)
     assert not torch.equal(model.output_bias, began.output_bias)

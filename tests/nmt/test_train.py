@@ -1,24 +1,15 @@
-"""The loop and its carrier: learning, any number of workers, and continuing after SIGKILL."""
+"""The loop and its carrier: learning, any number of workers, and continuing within an epoch."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from nmt.checkpoint import TrainState, training_checkpoints
-from nmt.config import TrainConfig
-from nmt.model.recurrent_config import RecurrentConfig
 from nmt.train import train
 from nmt.training.epochs import Epochs
 from nmt.training.metrics import read_metrics
@@ -27,26 +18,9 @@ from pipelines.config import AugmentConfig, BeamConfig, ShardConfig, TokenizerCo
 from pipelines.encode import encode
 from pipelines.errors import InputError
 from pipelines.fit_tokenizer import fit_tokenizer
-from pipelines.shards import read_shards
-from pipelines.stage import StageRun, read_manifest
+from pipelines.stage import StageRun
 from tests.nmt.conftest import LANGUAGES, ToyStages
-
-MODEL = RecurrentConfig(embedding_dim=16, hidden_dim=24, dropout=0.1)
-CONFIG = TrainConfig(
-    max_epochs=14, patience=14, microbatch_tokens=160, microbatches_per_update=4, learning_rate=0.004, warmup_updates=4,
-    ema_decay=0.9, checkpoint_updates=3, log_updates=2,
-)  # fmt: skip
-
-
-def run_train(toy: ToyStages, root: Path, *, workers: int | None = None, config: TrainConfig = CONFIG) -> StageRun:
-    """Train on the toy stages: under Ray with that many workers, or in this process for None."""
-    ray = toy.ray.model_copy(update={"num_workers": workers or 1})
-    return train(MODEL, config, toy.encoded, toy.cleaned, toy.tokenizer, ray, root, use_ray=workers is not None)
-
-
-def final_weights(run: StageRun) -> dict[str, torch.Tensor]:
-    newest = training_checkpoints(run.folder / "checkpoints")[-1]
-    return load_file(newest / "model.safetensors")
+from tests.nmt.toy_runs import CONFIG, MODEL, assert_bit_for_bit, assert_same_updates, final_weights, run_train
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +55,21 @@ def test_early_stopping_ends_after_patience_validations_without_a_better_one(toy
     assert counters["epochs"] == 3
 
 
+@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_clock_asks_for_checkpoints_too(toy: ToyStages, tmp_path: Path, workers: int | None) -> None:
+    clock = {"checkpoint_updates": None, "checkpoint_minutes": 1e-9, "keep_checkpoints": 100, "max_epochs": 2}
+    run = run_train(toy, tmp_path, workers=workers, config=CONFIG.model_copy(update=clock))
+    updates = run.manifest.counters["updates"]
+    found = [path.name for path in training_checkpoints(run.folder / "checkpoints")]
+    assert found == [f"update-{update:08d}" for update in range(1, updates + 1)]
+    assert 0.0 < run.manifest.counters["checkpoint_seconds"] < run.manifest.seconds
+    records = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert all(0.0 < record["checkpoint"] < 1.0 for record in records[1:])
+
+
 @pytest.fixture(scope="module")
 def undisturbed_pair(toy: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
     return run_train(toy, tmp_path_factory.mktemp("pair"), workers=2)
-
-
-def assert_same_updates(found: StageRun, expected: StageRun) -> None:
-    weights = final_weights(found)
-    assert weights.keys() == final_weights(expected).keys()
-    for name, tensor in final_weights(expected).items():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_one_ray_worker_computes_what_one_process_without_ray_does(
@@ -107,91 +86,6 @@ def test_two_workers_compute_the_same_updates(undisturbed: StageRun, undisturbed
 
 def test_three_workers_compute_the_same_updates(toy: ToyStages, undisturbed: StageRun, tmp_path: Path) -> None:
     assert_same_updates(run_train(toy, tmp_path, workers=3), undisturbed)
-
-
-_DRIVER = """
-import sys
-from pathlib import Path
-from tests.nmt.test_train import CONFIG, run_train
-from tests.nmt.conftest import ToyStages
-from nmt.config import RayConfig
-from pipelines.stage import StageRun, read_manifest
-folders = [Path(f) for f in sys.argv[2:5]]
-runs = [StageRun(f, read_manifest(f), True) for f in folders]
-ray = RayConfig(object_store_memory_bytes=80 * 2**20)
-run_train(ToyStages(*runs, ray), Path(sys.argv[1]), workers=int(sys.argv[5]) or None)
-"""
-
-
-def _start(toy: ToyStages, root: Path, workers: int) -> subprocess.Popen[bytes]:
-    folders = [str(run.folder) for run in (toy.cleaned, toy.tokenizer, toy.encoded)]
-    command = [sys.executable, "-c", _DRIVER, str(root), *folders, str(workers)]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def _wait_for_checkpoint(root: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if any(root.glob("train-*/checkpoints/update-*")):
-            return
-        time.sleep(0.01)
-    pytest.fail("no checkpoint within two minutes")
-
-
-def assert_bit_for_bit(found: StageRun, expected: StageRun) -> None:
-    weights = final_weights(found)
-    assert all(torch.equal(weights[name], tensor) for name, tensor in final_weights(expected).items())
-
-    def updates(run: StageRun) -> list[tuple[str, int]]:
-        return [(record["kind"], record["update"]) for record in read_metrics(run.folder / "metrics.jsonl")]
-
-    assert updates(found) == updates(expected)
-
-
-@pytest.mark.parametrize("workers", [None, 2])
-def test_a_run_killed_whole_continues_to_the_same_weights_bit_for_bit(
-    toy: ToyStages, undisturbed: StageRun, undisturbed_pair: StageRun, tmp_path: Path, workers: int | None
-) -> None:
-    process = _start(toy, tmp_path, workers or 0)
-    _wait_for_checkpoint(tmp_path)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not list(tmp_path.glob("train-*/manifest.json")), "the run ended before it could be killed"
-    assert_bit_for_bit(run_train(toy, tmp_path, workers=workers), undisturbed_pair if workers else undisturbed)
-
-
-def _train_workers(ancestor: int) -> list[int]:
-    """Return the processes of Ray Train's workers that descend from a process."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # a process that has just ended
-            stat = (folder / "stat").read_text()
-            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_bytes()
-
-    def descends(process: int) -> bool:
-        while process in parents and process != ancestor:
-            process = parents[process]
-        return process == ancestor
-
-    return sorted(process for process, name in names.items() if b"RayTrainWorker" in name and descends(process))
-
-
-def test_a_killed_worker_is_replaced_and_the_weights_are_the_same_bit_for_bit(
-    toy: ToyStages, undisturbed_pair: StageRun, tmp_path: Path
-) -> None:
-    process = _start(toy, tmp_path, 2)
-    _wait_for_checkpoint(tmp_path)
-    workers = _train_workers(process.pid)
-    assert len(workers) == 2
-    os.kill(workers[-1], signal.SIGKILL)
-    assert process.wait(timeout=180) == 0
-    folder = next(tmp_path.glob("train-*"))
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    assert_bit_for_bit(StageRun(folder, manifest, reused=False), undisturbed_pair)
-    # Each start of the worker that writes opens a file of its own: there was a second start.
-    assert len(list((folder / "tensorboard").glob("events.out.tfevents.*"))) == 2
 
 
 # Augmentation, sampled pieces and weights: what rows become is decided on each worker by itself.
@@ -234,8 +128,8 @@ def test_augmentation_and_weights_make_the_rows_of_each_epoch(augmented: StageRu
     records = [r for r in read_metrics(augmented.folder / "metrics.jsonl") if r["kind"] == "train"]
     found = {record["epoch"]: (record["epoch_rows"], record["augmented_rows"]) for record in records}
     folder = texted.encoded.folder / "shards" / "train"
-    with Epochs(CHANGING, AUGMENT, WEIGHTS, folder, read_shards(folder), texted.tokenizer.folder) as epochs:
-        prepared = [epochs.epoch(number) for number in range(3)]
+    with Epochs(CHANGING, AUGMENT, WEIGHTS, folder, texted.tokenizer.folder) as epochs:
+        prepared = [epochs.window(number) for number in range(3)]
     assert found == {number: (len(epoch.rows), len(epoch.made)) for number, epoch in enumerate(prepared)}
     assert all(rows < 240 + 40 and made > rows / 2 for rows, made in found.values())
     counters = augmented.manifest.counters

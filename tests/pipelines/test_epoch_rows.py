@@ -49,11 +49,9 @@ class Made:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.folder)
 
-    def config(self, weights: dict[str, float] | None = None, max_pieces: int = 100, **augment: Any) -> EpochConfig:
+    def config(self, max_pieces: int = 100, **augment: Any) -> EpochConfig:
         found = AugmentConfig.model_validate(augment)
-        return EpochConfig(
-            seed=1, max_pieces=max_pieces, augment=found, weights=weights or {}, tokenizer=str(self.folder)
-        )
+        return EpochConfig(seed=1, max_pieces=max_pieces, augment=found, tokenizer=str(self.folder))
 
     def texts(self, found: ShardRows) -> list[tuple[str, str]]:
         """The texts of the rows; those of the shard itself are PAIRS."""
@@ -108,12 +106,12 @@ def test_tags_stand_in_the_order_of_the_config(made: Made) -> None:
 
 
 def test_weights_are_those_of_the_rows_corpora(made: Made) -> None:
-    found = Augmenter(made.config({"b": 2.0}, typos=1.0)).augmented(made.shard, 0)
+    found = Augmenter(made.config(typos=1.0)).augmented(made.shard, 0, {"a": 1.0, "b": 2.0, "c": 7.0})
     assert found.made.row_id.tolist() == [2**40 + row for row in range(24) for _ in range(1 if row < 10 else 2)]
 
 
 def test_held_rows_are_the_trainable_ones_each_as_often_as_its_weight() -> None:
-    config = EpochConfig(seed=1, max_pieces=9, augment=AugmentConfig(), weights={"a": 2.0}, tokenizer="")
+    config = EpochConfig(seed=1, max_pieces=9, augment=AugmentConfig(), tokenizer="")
     row_id = np.asarray([70, 71, 72])
     trainable = trainable_rows(np.asarray([3, 10, 9]), np.asarray([9, 3, 2]), 9)
     assert trainable.tolist() == [0, 2]
@@ -149,10 +147,12 @@ def answers(config: EpochConfig, requests: Sequence[dict[str, Any]]) -> io.Bytes
 
 
 def test_what_a_helper_answers_is_what_the_shard_gives(made: Made) -> None:
-    config = made.config({"a": 1.5}, typos=0.5, noise_rows=0.5, sampling={"source": 0.5})
-    stream = answers(config, [{"shard": str(made.shard), "epoch": epoch} for epoch in (2, 0)])
-    for epoch in (2, 0):
-        found, expected = read_answer(stream), Augmenter(config).augmented(made.shard, epoch)
+    config = made.config(typos=0.5, noise_rows=0.5, sampling={"source": 0.5})
+    weights: dict[int, dict[str, float] | None] = {2: {"a": 1.5, "b": 1.0}, 0: {"a": 0.0, "b": 0.5}, 1: None}
+    requests = [{"shard": str(made.shard), "epoch": epoch, "weights": weights[epoch]} for epoch in weights]
+    stream = answers(config, requests)
+    for epoch in weights:
+        found, expected = read_answer(stream), Augmenter(config).augmented(made.shard, epoch, weights[epoch])
         assert np.array_equal(found.rows, expected.rows)
         assert found.stayed == expected.stayed
         for name, values in vars(expected.made).items():
@@ -163,6 +163,6 @@ def test_what_a_helper_answers_is_what_the_shard_gives(made: Made) -> None:
 
 
 def test_what_an_interrupted_helper_leaves_is_no_answer(made: Made) -> None:
-    whole = answers(made.config(typos=1.0), [{"shard": str(made.shard), "epoch": 0}]).getvalue()
+    whole = answers(made.config(typos=1.0), [{"shard": str(made.shard), "epoch": 0, "weights": None}]).getvalue()
     with pytest.raises(RuntimeError, match="has ended"):
         read_answer(io.BytesIO(whole[:-8]))

@@ -70,3 +70,54 @@ def test_a_vocabulary_larger_than_the_corpus_can_give_is_an_input_error(tmp_path
 def test_an_empty_training_set_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"clean/train: no training pair is left"):
         fit_tokenizer(LANGUAGES, CONFIG, cleaned_stage(tmp_path, train=[[]]), tmp_path)
+
+
+# Taken from a published model
+
+
+def taken(folder: Path) -> TokenizerConfig:
+    return TokenizerConfig(from_model=str(folder), vocab_size=60)
+
+
+def published(tmp_path: Path, name: str = "parent") -> Path:
+    """Return a folder that has a tokeniser as a published model has it."""
+    run = fit_tokenizer(LANGUAGES, CONFIG, cleaned_stage(tmp_path), tmp_path)
+    for output in run.manifest.outputs:
+        (tmp_path / name / "tokenizer").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "tokenizer" / output.path).write_bytes((run.folder / output.path).read_bytes())
+    return tmp_path / name
+
+
+def test_the_tokeniser_of_a_model_is_taken_as_it_is(tmp_path: Path) -> None:
+    folder = published(tmp_path)
+    run = fit_tokenizer(LANGUAGES, taken(folder), cleaned_stage(tmp_path, [PAIRS[:3]]), tmp_path)
+    assert [output.path for output in run.manifest.outputs] == ["joint.model", "tokenizer.json"]
+    assert Tokenizer.load(run.folder).digest == Tokenizer.load(folder / "tokenizer").digest
+    assert run.manifest.counters == {"source_size": 60, "target_size": 60}
+    assert run.manifest.inputs == {"tokenizer": Tokenizer.load(folder / "tokenizer").digest}
+
+
+def test_where_it_was_taken_from_and_the_corpus_decide_nothing(tmp_path: Path) -> None:
+    folders = [published(tmp_path, name) for name in ("one", "two")]
+    cleaned = [cleaned_stage(tmp_path, [PAIRS[:rows]]) for rows in (3, 4)]
+    first, again = (fit_tokenizer(LANGUAGES, taken(folder), stage, tmp_path) for folder, stage in zip(folders, cleaned))
+    assert not first.reused
+    assert again.reused
+    # A tokeniser that is fitted has the name that it had before there was this key.
+    fitted = fit_tokenizer(LANGUAGES, CONFIG, cleaned_stage(tmp_path), tmp_path)
+    assert "from_model" not in fitted.manifest.config["tokenizer"]
+
+
+def test_for_other_languages_the_pieces_are_the_same(tmp_path: Path) -> None:
+    folder = published(tmp_path)
+    other = fit_tokenizer(LanguagesConfig(source="en", target="nl"), taken(folder), cleaned_stage(tmp_path), tmp_path)
+    found, given = Tokenizer.load(other.folder), Tokenizer.load(folder / "tokenizer")
+    assert (found.target_language, given.target_language) == ("nl", "de")
+    assert found.target_pieces(range(60)) == given.target_pieces(range(60))
+    assert found.kind == given.kind
+    assert found.digest != given.digest
+
+
+def test_a_folder_without_a_tokeniser_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokenizer/tokenizer.json: cannot be read"):
+        fit_tokenizer(LANGUAGES, taken(tmp_path), cleaned_stage(tmp_path), tmp_path)

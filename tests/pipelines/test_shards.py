@@ -16,10 +16,11 @@ from pipelines.shards import (
     check_texts,
     columns_of,
     joined,
-    read_corpora,
+    read_parts,
+    read_rows,
     read_shards,
+    scan_shards,
     shard_paths,
-    shard_sizes,
     write_shard,
 )
 
@@ -71,7 +72,7 @@ def test_text_is_written_beside_the_ids_where_it_is_asked_for(tmp_path: Path) ->
     assert check_shard(tmp_path / "part-00000.parquet", "digest") == 2
     assert read_shards(tmp_path, "digest").row_id.tolist() == [0, 1, 2]
     check_texts(tmp_path)
-    assert shard_sizes(tmp_path) == [2, 1]
+    assert [shard.rows for shard in scan_shards(tmp_path, "digest")] == [2, 1]
     first = pq.read_table(tmp_path / "part-00000.parquet")
     assert first.schema.remove_metadata() == TEXT_SCHEMA
     assert first["src_text"].to_pylist() == ["s0", "s1"]
@@ -84,16 +85,67 @@ def test_a_shard_without_text_is_told_when_text_is_needed(tmp_path: Path) -> Non
         check_texts(tmp_path)
 
 
+def write_corpora(folder: Path) -> None:
+    """Three shards: of two corpora, of none, and of one."""
+    for number, corpora in enumerate((["b", "a", "b"], [], ["c", "c"])):
+        table = rows(range(number * 10, number * 10 + len(corpora)))
+        table = table.set_column(2, "corpus", pa.array(corpora, pa.string()))
+        write_shard(folder / f"part-{number:05d}.parquet", table, "digest")
+
+
 def test_the_corpora_of_rows_are_read_as_places_in_a_list_of_names(tmp_path: Path) -> None:
-    for name, corpora in (
-        ("part-00000.parquet", ["b", "a", "b"]),
-        ("part-00001.parquet", []),
-        ("part-00002.parquet", ["c", "a"]),
-    ):
-        table = rows(range(len(corpora)))
-        write_shard(tmp_path / name, table.set_column(2, "corpus", pa.array(corpora, pa.string())), "digest")
-    names, corpus = read_corpora(tmp_path)
-    assert [names[place] for place in corpus] == ["b", "a", "b", "c", "a"]
+    write_corpora(tmp_path)
+    names = ["a", "b", "c"]
+    shards = scan_shards(tmp_path)
+    columns, corpus = read_rows([shards[2], shards[1], shards[0]], names)
+    assert corpus.tolist() == [2, 2, 1, 0, 1]
+    assert columns.row_id.tolist() == [20, 21, 0, 1, 2]
+    expected = joined([list(read_parts(tmp_path))[place] for place in (2, 1, 0)])
+    for name, value in vars(columns).items():
+        assert np.array_equal(value, getattr(expected, name))
+        assert value.dtype == getattr(expected, name).dtype
+    assert len(read_rows([shards[1]], names)[0]) == len(read_rows([], names)[0]) == 0
+    with pytest.raises(ValueError, match="'b' is not in list"):
+        read_rows(shards, ["a", "c"])
+
+
+def test_rows_without_a_piece_and_groups_of_rows_are_read(tmp_path: Path) -> None:
+    table = rows(range(5)).set_column(3, "src", pa.array([[], [7], [], [8, 9], []], pa.list_(pa.int32())))
+    write_shard(tmp_path / "part-00000.parquet", table, "digest")
+    path = tmp_path / "part-00000.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=2)
+    (shard,) = scan_shards(tmp_path)
+    columns, _ = read_rows([shard], ["captions"])
+    assert [ids.tolist() for ids in columns.sources(np.arange(5))] == [[], [7], [], [8, 9], []]
+    assert columns.src.tolist() == [7, 8, 9]
+    assert columns.tgt.tolist() == [0, 3, 1, 3, 2, 3, 3, 3, 4, 3]
+
+
+def test_a_scan_counts_the_rows_of_each_corpus(tmp_path: Path) -> None:
+    write_corpora(tmp_path)
+    found = scan_shards(tmp_path, "digest")
+    assert [(shard.path.name, *shard[1:]) for shard in found] == [
+        ("part-00000.parquet", 3, {"a": 1, "b": 2}, 1 + 2 + 3, 6),
+        ("part-00001.parquet", 0, {}, 0, 0),
+        ("part-00002.parquet", 2, {"c": 2}, 21 + 22, 4),
+    ]
+    with pytest.raises(InputError, match=r"part-00000\.parquet: encoded by the tokeniser"):
+        scan_shards(tmp_path, "b" * 64)
+
+
+def test_a_scan_counts_by_groups_of_rows_and_reads_where_there_are_no_statistics(tmp_path: Path) -> None:
+    write_corpora(tmp_path)
+    path = tmp_path / "part-00000.parquet"
+    table = pq.read_table(path)
+    for options in ({"row_group_size": 1}, {"row_group_size": 2}, {"write_statistics": False}):
+        pq.write_table(table, path, **options)
+        assert scan_shards(tmp_path)[0].corpora == {"a": 1, "b": 2}
+
+
+def test_parts_are_the_rows_shard_by_shard(tmp_path: Path) -> None:
+    write_corpora(tmp_path)
+    assert [part.row_id.tolist() for part in read_parts(tmp_path, "digest")] == [[0, 1, 2], [], [20, 21]]
+    assert read_shards(tmp_path).row_id.tolist() == [0, 1, 2, 20, 21]
 
 
 def test_rows_are_taken_and_joined(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nmt.model.embeddings import dropout, keep_mask
+from nmt.model.embeddings import RowsNoise, dropout, keep_mask, uniform
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.999])
@@ -37,3 +37,25 @@ def test_noise_is_a_function_of_the_seed_alone_and_the_same_in_every_precision()
 def test_without_a_generator_nothing_is_dropped() -> None:
     x = torch.randn(3, 4)
     assert dropout(x, 0.5, None) is x
+
+
+@pytest.mark.parametrize("bounds", [(0, 5), (0, 2), (2, 5), (4, 5)])
+def test_rows_noise_is_that_of_the_rows_in_the_whole_micro_batch_draw_after_draw(bounds: tuple[int, int]) -> None:
+    whole, source = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
+    start, end = bounds
+    rows = RowsNoise(source, start, end, 5)
+    like = torch.zeros((), dtype=torch.float64)
+    for shape in ((3, 7), (2, 3, 3), (1,)):  # numbers of bits that are no multiple of a draw's
+        expected = keep_mask((5, *shape), 0.4, whole, like=like)
+        found = keep_mask((end - start, *shape), 0.4, rows, like=like)
+        assert torch.equal(found, expected[start:end])
+        expected = uniform((5, *shape), whole, like.device)
+        assert torch.equal(uniform((end - start, *shape), rows, like.device), expected[start:end])
+    assert source.get_state().equal(whole.get_state())
+    assert rows.device == source.device
+
+
+def test_noise_of_something_else_than_the_rows_is_an_error() -> None:
+    rows = RowsNoise(torch.Generator(), 1, 3, 5)
+    with pytest.raises(ValueError, match=r"noise of shape \(4, 2\) for 2 rows"):
+        dropout(torch.ones(4, 2), 0.5, rows)

@@ -24,7 +24,8 @@ from nmt.model.language_model import RecurrentLanguageModelConfig
 from nmt.model.seq2seq import Encoded, Seq2Seq
 from nmt.objectives.supervised import supervised
 from nmt.train import train
-from nmt.training.metrics import read_metrics, validation_line
+from nmt.training.metrics import read_metrics
+from nmt.training.progress import validation_line
 from nmt.training.step import UpdateFigures, train_step
 from pipelines.errors import InputError
 from pipelines.shards import read_shards

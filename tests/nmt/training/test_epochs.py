@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -14,18 +13,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nmt.batches import plan_epoch, target_tokens
 from nmt.config import Side, TrainConfig
-from nmt.training.epochs import Epoch, Epochs
+from nmt.training.epochs import Epochs, RowCounts, Window
+from nmt.training.mixing import Curriculum
 from pipelines.augment import Augmentation, Change, Pair, noise_text
 from pipelines.config import AugmentConfig, LanguagesConfig, TokenizerConfig
 from pipelines.draws import Draws, derived, row_keys
 from pipelines.epoch_rows import repetitions
 from pipelines.errors import InputError
 from pipelines.segmentation import Sampler
-from pipelines.shards import ShardColumns, read_shards, write_shard
+from pipelines.shards import SCHEMA, Shard, ShardColumns, read_rows, read_shards, write_shard
 from pipelines.tokenizer import JOINT_MODEL, UNK_ID, Tokenizer, save_tokenizer, train_model
 
 NOUNS = {"house": "Haus", "boat": "Boot", "dress": "Kleid", "book": "Buch", "village": "Dorf", "castle": "Schloss"}
@@ -62,9 +63,12 @@ class Encoded:
         weights: dict[str, float] | None = None,
         helpers: int = 1,
         side: Side | None = None,
+        curriculum: Curriculum | None = None,
     ) -> Epochs:
         found, tokenizer = AugmentConfig.model_validate(augment or {}), self.folder.parent / "tokenizer"
-        return Epochs(config, found, weights or {}, self.folder, self.shards, tokenizer, helpers=helpers, side=side)
+        return Epochs(
+            config, found, weights or {}, self.folder, tokenizer, curriculum=curriculum, helpers=helpers, side=side
+        )
 
 
 def encoded(
@@ -101,19 +105,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
     return encoded(tmp_path_factory.mktemp("corpus"), [rows[:12], rows[12:25], rows[25:]])
 
 
-def contents(epoch: Epoch) -> list[tuple[list[int], list[int]]]:
+def contents(epoch: Window) -> list[tuple[list[int], list[int]]]:
     """The ids of the rows that an epoch holds."""
     sides = zip(epoch.sources(epoch.rows), epoch.targets(epoch.rows))
     return [(src.tolist(), tgt.tolist()) for src, tgt in sides]
 
 
-def texts(corpus: Encoded, epoch: Epoch) -> list[Pair]:
+def texts(corpus: Encoded, epoch: Window) -> list[Pair]:
     """The texts of the rows that an epoch holds."""
     src, tgt = zip(*contents(epoch))
     return list(map(Pair, corpus.tokenizer.decode_source(src), corpus.tokenizer.decode_target(tgt)))
 
 
-def is_noise(epoch: Epoch) -> list[bool]:
+def is_noise(epoch: Window) -> list[bool]:
     """Which of the rows that an epoch holds are noise: those that were made of no row of the shards."""
     row_id = np.concatenate([epoch.shards.row_id, epoch.made.row_id])
     return [number == -1 for number in row_id[epoch.rows].tolist()]
@@ -121,7 +125,7 @@ def is_noise(epoch: Epoch) -> list[bool]:
 
 def of_one(corpus: Encoded, number: int, **augment: Any) -> list[Pair]:
     with corpus.epochs(augment) as epochs:
-        return texts(corpus, epochs.epoch(number))
+        return texts(corpus, epochs.window(number))
 
 
 def test_without_changes_an_epoch_is_the_rows_of_the_shards_in_the_plan_of_old(corpus: Encoded) -> None:
@@ -129,9 +133,10 @@ def test_without_changes_an_epoch_is_the_rows_of_the_shards_in_the_plan_of_old(c
     src, tgt, every = shards.src_lengths(), shards.tgt_lengths(), np.arange(36)
     for weights in ({}, {"a": 1.0}):
         with corpus.epochs(weights=weights) as epochs:
-            assert epochs.trainable.tolist() == every.tolist()
+            assert epochs.counts() == RowCounts(36, 0, exact=True)
+            assert epochs.num_windows(0) == 1
             for number in range(3):
-                epoch = epochs.epoch(number)
+                epoch = epochs.window(number)
                 assert len(epoch.made) == 0
                 assert texts(corpus, epoch) == PAIRS
                 plan = plan_epoch(CONFIG, number, src, tgt, every)
@@ -169,7 +174,7 @@ def test_each_row_becomes_what_it_becomes_by_itself(corpus: Encoded) -> None:
     augment = AugmentConfig.model_validate(ALL)
     with corpus.epochs(ALL) as epochs:
         for number in range(3):
-            epoch = epochs.epoch(number)
+            epoch = epochs.window(number)
             found = contents(epoch)
             own = [row for row, noise in zip(found, is_noise(epoch)) if not noise]
             assert own == [expected_row(corpus, augment, number, row) for row in range(36)]
@@ -178,21 +183,21 @@ def test_each_row_becomes_what_it_becomes_by_itself(corpus: Encoded) -> None:
 
 
 def test_an_epoch_is_the_same_whenever_it_is_prepared(corpus: Encoded) -> None:
-    def all_of(epoch: Epoch) -> Any:
+    def all_of(epoch: Window) -> Any:
         return contents(epoch), [[batch.tolist() for batch in update] for update in epoch.updates]
 
     with corpus.epochs(ALL, weights={"a": 1.5, "b": 0.7}) as epochs:
         epochs.total_updates()
-        in_order = [all_of(epochs.epoch(number)) for number in range(4)]
+        in_order = [all_of(epochs.window(number)) for number in range(4)]
     assert len({str(epoch) for epoch in in_order}) == 4
     for number in (2, 0, 3, 1):
         with corpus.epochs(ALL, weights={"b": 0.7, "a": 1.5}) as epochs:
-            assert all_of(epochs.epoch(number)) == in_order[number]
+            assert all_of(epochs.window(number)) == in_order[number]
 
 
 def test_the_plan_knows_the_lengths_of_what_rows_become(corpus: Encoded) -> None:
     with corpus.epochs(ALL) as epochs:
-        epoch = epochs.epoch(0)
+        epoch = epochs.window(0)
     batches = [batch for update in epoch.updates for batch in update]
     assert sorted(np.concatenate(batches).tolist()) == sorted(epoch.rows.tolist())
     for batch in batches:
@@ -216,7 +221,7 @@ def test_a_row_that_would_be_too_long_stays_as_it_was(corpus: Encoded) -> None:
     lengths = np.maximum(corpus.shards.src_lengths(), corpus.shards.tgt_lengths())
     config = CONFIG.model_copy(update={"max_pieces": int(lengths.max())})
     with corpus.epochs({"merge": 1.0}, config) as epochs:
-        epoch = epochs.epoch(0)
+        epoch = epochs.window(0)
     assert texts(corpus, epoch) == PAIRS
     assert (len(epoch.made), epoch.stayed) == (0, 32)
 
@@ -225,16 +230,16 @@ def test_rows_too_long_for_training_are_in_no_epoch_and_still_follow(corpus: Enc
     long = Pair("red " * 60 + ".", "rot " * 60 + ".")
     found = encoded(tmp_path, [[("a", PAIRS[0]), ("a", long), ("a", PAIRS[1]), ("a", PAIRS[2])]])
     with found.epochs({"merge": 1.0}) as epochs:
-        assert epochs.trainable.tolist() == [0, 2, 3]
+        assert epochs.counts() == RowCounts(3, 1, exact=True)
         joined = Pair(f"{PAIRS[1].src} {PAIRS[2].src}", f"{PAIRS[1].tgt} {PAIRS[2].tgt}")
-        assert texts(found, epochs.epoch(0)) == [PAIRS[0], joined, PAIRS[2]]
+        assert texts(found, epochs.window(0)) == [PAIRS[0], joined, PAIRS[2]]
 
 
 def test_a_row_whose_target_would_be_unknown_stays_as_it_was(tmp_path: Path) -> None:
     rows = [[("a", pair) for pair in PAIRS]]
     found = encoded(tmp_path, rows, vocab_size=50, byte_fallback=False)
     with found.epochs({"upper_case": 1.0, "noise_rows": 1.0}) as epochs:
-        epoch = epochs.epoch(0)
+        epoch = epochs.window(0)
     assert [pair for pair, noise in zip(texts(found, epoch), is_noise(epoch)) if not noise] == PAIRS
     assert epoch.stayed == 72 - len(epoch.made)
     assert not any(UNK_ID in tgt for _, tgt in contents(epoch))
@@ -242,7 +247,7 @@ def test_a_row_whose_target_would_be_unknown_stays_as_it_was(tmp_path: Path) -> 
 
 def test_rows_of_noise_are_the_same_on_both_sides(corpus: Encoded) -> None:
     with corpus.epochs({"noise_rows": 0.5}) as epochs:
-        epoch = epochs.epoch(1)
+        epoch = epochs.window(1)
     found, added = texts(corpus, epoch), is_noise(epoch)
     keys = row_keys(CONFIG.seed, 1, corpus.shards.row_id)
     noisy = Augmentation(AugmentConfig(noise_rows=0.5), "en", "de").noise_rows(keys)
@@ -258,7 +263,7 @@ def test_tags_alone_need_no_text(tmp_path: Path) -> None:
     found = encoded(tmp_path, rows, with_text=False)
     tags = [{"tag": "<x>"}, {"tag": "<b>", "corpora": ["b"]}]
     with found.epochs({"tags": tags}) as epochs:
-        epoch = epochs.epoch(0)
+        epoch = epochs.window(0)
     assert [pair.src for pair in texts(found, epoch)] == [
         f"<x> {PAIRS[0].src}", f"<x> <b> {PAIRS[1].src}", f"<x> <b> {PAIRS[2].src}",
     ]  # fmt: skip
@@ -267,9 +272,9 @@ def test_tags_alone_need_no_text(tmp_path: Path) -> None:
 
 def test_whole_weights_repeat_rows_and_each_copy_is_changed_by_itself(corpus: Encoded) -> None:
     with corpus.epochs(weights={"a": 3.0}) as epochs:
-        assert Counter(epochs.epoch(0).rows.tolist()) == {row: 3 if row < 20 else 1 for row in range(36)}
+        assert Counter(epochs.window(0).rows.tolist()) == {row: 3 if row < 20 else 1 for row in range(36)}
     with corpus.epochs({"typos": 1.0}, weights={"a": 3.0}) as epochs:
-        found = texts(corpus, epochs.epoch(0))
+        found = texts(corpus, epochs.window(0))
     assert len(found) == 76
     assert sum(len(set(found[row * 3 : row * 3 + 3])) > 1 for row in range(20)) > 15
 
@@ -277,7 +282,7 @@ def test_whole_weights_repeat_rows_and_each_copy_is_changed_by_itself(corpus: En
 def test_broken_weights_are_met_on_average_and_differ_between_epochs(corpus: Encoded) -> None:
     config = CONFIG.model_copy(update={"max_epochs": 200})
     with corpus.epochs(config=config, weights={"a": 0.25, "b": 2.5}) as epochs:
-        seen = [Counter(epochs.epoch(number).rows.tolist()) for number in range(200)]
+        seen = [Counter(epochs.window(number).rows.tolist()) for number in range(200)]
     assert len({tuple(sorted(counts.items())) for counts in seen}) == 200
     for rows, weight in ((range(20), 0.25), (range(20, 36), 2.5)):
         times = [counts[row] for counts in seen for row in rows]
@@ -287,18 +292,175 @@ def test_broken_weights_are_met_on_average_and_differ_between_epochs(corpus: Enc
 
 def test_the_schedule_counts_on_the_first_epochs_updates(corpus: Encoded) -> None:
     with corpus.epochs(ALL, weights={"a": 0.5}) as epochs:
-        assert epochs.total_updates() == 4 * len(epochs.epoch(0).updates)
+        assert epochs.total_updates() == 4 * len(epochs.window(0).updates)
 
 
-def test_an_epoch_may_be_empty_but_not_the_first(tmp_path: Path) -> None:
-    found = encoded(tmp_path, [[("a", PAIRS[0])]])
-    config = CONFIG.model_copy(update={"max_epochs": 40})
-    seed = next(n for n in range(50) if repetitions(np.asarray([0.5]), row_keys(n, 0, np.arange(1))).tolist() == [1])
-    with found.epochs(config=config.model_copy(update={"seed": seed}), weights={"a": 0.5}) as epochs:
-        updates = [len(epochs.epoch(number).updates) for number in range(40)]
-    assert set(updates) == {0, 1}
-    with pytest.raises(InputError, match="weights of the corpora leave an epoch without a row"):
-        found.epochs(weights={"a": 1e-9})
+def test_an_epoch_without_a_row_is_refused_before_the_first_one(tmp_path: Path) -> None:
+    found = encoded(tmp_path, [[("a", PAIRS[0]), ("b", PAIRS[1])]])
+    drawn = [repetitions(np.asarray([0.5]), row_keys(CONFIG.seed, epoch, np.arange(1))).tolist() for epoch in range(9)]
+    empty = drawn.index([0])
+    config = CONFIG.model_copy(update={"max_epochs": empty + 1})
+    weights = {"a": 0.5, "b": 1e-9}
+    with found.epochs(config=config, weights=weights) as epochs:
+        message = rf"weight, from_epoch, until_epoch: the weights of the corpora leave epoch {empty + 1} without a row"
+        with pytest.raises(InputError, match=message):
+            epochs.counts()
+    with found.epochs(config=config, weights={"a": 0.5}) as epochs:
+        assert epochs.counts() == RowCounts(2, 0, exact=True)
+    with pytest.raises(InputError, match=r"until_epoch: no corpus of train takes part in epoch 3\..*max_epochs: 2"):
+        found.epochs(curriculum={"a": (1, 2), "b": (4, None)})
+    with pytest.raises(InputError, match=r"no corpus of train takes part in epoch 1\. Let one take part in it"):
+        found.epochs(curriculum={"a": (2, 4), "b": (2, None)})
+
+
+# Windows
+
+SMALL = CONFIG.model_copy(update={"window_rows": 9, "microbatch_tokens": 60})
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
+    """36 rows in 12 shards of 3: 8 of a, and 4 of b."""
+    rows = [("a" if number < 24 else "b", pair) for number, pair in enumerate(PAIRS)]
+    return encoded(tmp_path_factory.mktemp("pieces"), [rows[start : start + 3] for start in range(0, 36, 3)])
+
+
+def windows_of(epochs: Epochs, epoch: int) -> list[Window]:
+    """All windows of an epoch, each asked for after the one before it."""
+    return [epochs.window(epoch, number) for number in range(epochs.num_windows(epoch))]
+
+
+def test_each_row_is_in_one_window_of_an_epoch_and_each_window_mixes_the_corpora(pieces: Encoded) -> None:
+    orders = set()
+    with pieces.epochs(config=SMALL) as epochs:
+        for epoch in range(4):
+            windows = windows_of(epochs, epoch)
+            assert [(found.epoch, found.number, found.last) for found in windows] == [
+                (epoch, 0, False), (epoch, 1, False), (epoch, 2, False), (epoch, 3, True),
+            ]  # fmt: skip
+            assert [len(found.shards) for found in windows] == [9] * 4
+            rows = np.concatenate([found.shards.row_id[found.rows] for found in windows])
+            assert sorted(rows.tolist()) == sorted(pieces.shards.row_id.tolist())
+            # Of 12 shards in runs of 4, the last run is the corpus b.
+            assert [sum(row // 1000 >= 8 for row in found.shards.row_id.tolist()) for found in windows] == [3] * 4
+            planned = [np.sort(np.concatenate([np.concatenate(u) for u in found.updates])) for found in windows]
+            assert [places.tolist() for places in planned] == [[*range(9)]] * 4
+            orders.add(str(rows.tolist()))
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("augment", [{}, ALL], ids=["plain", "augmented"])
+def test_a_window_is_the_same_whenever_it_is_prepared(pieces: Encoded, augment: dict[str, Any]) -> None:
+    def all_of(found: Window) -> Any:
+        return contents(found), [[batch.tolist() for batch in update] for update in found.updates]
+
+    with pieces.epochs(augment, SMALL, {"a": 1.5}) as epochs:
+        in_order = [[all_of(found) for found in windows_of(epochs, epoch)] for epoch in range(2)]
+    assert len({str(window) for windows in in_order for window in windows}) == 8
+    for epoch, number in ((1, 2), (0, 3), (1, 0)):
+        with pieces.epochs(augment, SMALL, {"a": 1.5}, helpers=2) as epochs:
+            assert all_of(epochs.window(epoch, number)) == in_order[epoch][number]
+            # From there it goes on, over the end of an epoch too.
+            following = (epoch, number + 1) if number < 3 else (epoch + 1, 0)
+            assert all_of(epochs.window(*following)) == in_order[following[0]][following[1]]
+
+
+@pytest.mark.parametrize("augment", [{}, ALL], ids=["plain", "augmented"])
+def test_windows_decide_the_order_of_an_epochs_rows_and_not_what_they_are(
+    pieces: Encoded, augment: dict[str, Any]
+) -> None:
+    weights = {"a": 0.6, "b": 2.5}
+    for epoch in range(2):
+        with pieces.epochs(augment, CONFIG, weights) as whole, pieces.epochs(augment, SMALL, weights) as cut:
+            together = contents(whole.window(epoch))
+            assert whole.num_windows(epoch) == 1
+            assert sorted(row for found in windows_of(cut, epoch) for row in contents(found)) == sorted(together)
+
+
+def test_the_next_window_is_read_while_one_is_trained_on_and_no_further(
+    pieces: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def noted(shards: Sequence[Shard], corpora: Sequence[str]) -> Any:
+        read.extend(shard.path.name for shard in shards)
+        return read_rows(shards, corpora)
+
+    monkeypatch.setattr("nmt.training.epochs.read_rows", noted)
+    with pieces.epochs(config=SMALL) as epochs:
+        epochs.window(0, 0)
+        deadline = time.monotonic() + 30
+        while len(read) < 6 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        assert len(read) == len(set(read)) == 6
+        epochs.window(0, 1)
+    read.clear()
+    with pieces.epochs() as epochs:  # of one window nothing is read twice
+        epochs.counts()
+        epochs.total_updates()
+        for epoch in range(3):
+            epochs.window(epoch)
+    assert sorted(read) == sorted(path.name for path in pieces.folder.iterdir())
+
+
+def test_what_goes_wrong_with_the_next_window_is_raised_when_it_is_asked_for(pieces: Encoded, tmp_path: Path) -> None:
+    for path in pieces.folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    tokenizer = pieces.folder.parent / "tokenizer"
+    with Epochs(SMALL, AugmentConfig(), {}, tmp_path, tokenizer) as epochs:
+        for path in tmp_path.iterdir():
+            if path.name not in {f"part-{shard:05d}.parquet" for shard in epochs._windows(0)[0]}:
+                path.unlink()
+        epochs.window(0, 0)
+        with pytest.raises(FileNotFoundError, match=r"part-000\d\d\.parquet"):
+            epochs.window(0, 1)
+
+
+def test_rows_and_updates_are_estimated_from_the_first_window_where_there_are_several(tmp_path: Path) -> None:
+    long, short = Pair("red " * 60 + ".", "rot " * 60 + "."), PAIRS[0]
+    # One row in three of a is too long, of b none; b has no shard in the first window of some seeds.
+    parts = [[("a", short), ("a", long), ("a", short)] * 20] * 12 + [[("b", short)] * 30]
+    found = encoded(tmp_path, parts)
+    for seed in range(6):
+        config = SMALL.model_copy(update={"seed": seed, "window_rows": 180})
+        with found.epochs(config=config) as epochs:
+            assert epochs.counts() == RowCounts(480 + 30, 240, exact=False)
+            total = epochs.total_updates()
+            updates = sum(len(window.updates) for epoch in range(4) for window in windows_of(epochs, epoch))
+        assert total == pytest.approx(updates, rel=0.1)
+        with found.epochs(config=config) as epochs:
+            epochs.window(2, 1)
+            assert epochs.total_updates() == total
+
+
+def test_a_corpus_takes_part_in_its_epochs_and_the_others_read_none_of_its_shards(pieces: Encoded) -> None:
+    curriculum: Curriculum = {"a": (1, 2), "b": (2, None)}
+    with pieces.epochs(curriculum=curriculum) as epochs:
+        rows = [epochs.window(epoch).shards.row_id for epoch in range(4)]
+        updates = [len(epochs.window(epoch).updates) for epoch in range(4)]
+        assert epochs.counts() == RowCounts(36, 0, exact=True)
+        total = epochs.total_updates()
+    assert [sorted({row // 1000 for row in of_epoch.tolist()}) for of_epoch in rows] == [
+        [*range(8)], [*range(12)], [*range(8, 12)], [*range(8, 12)],
+    ]  # fmt: skip
+    # 24 rows, then 36, then twice 12, all of them about as long.
+    assert total == pytest.approx(sum(updates), abs=2)
+
+
+def test_temperature_makes_the_rows_of_a_small_corpus_more_frequent(pieces: Encoded) -> None:
+    config = CONFIG.model_copy(update={"temperature": 5.0, "max_epochs": 100})
+    with pieces.epochs(config=config) as epochs:
+        seen = [epochs.window(epoch) for epoch in range(100)]
+    assert np.mean([len(window.rows) for window in seen]) == pytest.approx(36, abs=0.5)
+    of_a = np.mean([sum(window.shards.row_id[window.rows] < 8000) for window in seen])
+    assert of_a == pytest.approx(36 * 24**0.2 / (24**0.2 + 12**0.2), abs=0.5)
+
+
+def test_shards_of_another_tokeniser_are_refused(pieces: Encoded, tmp_path: Path) -> None:
+    other = encoded(tmp_path, [[("a", PAIRS[0])]], vocab_size=300)
+    with pytest.raises(InputError, match=r"part-00000\.parquet: encoded by the tokeniser"):
+        Epochs(CONFIG, AugmentConfig(), {}, pieces.folder, other.folder.parent / "tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -319,10 +481,11 @@ def test_what_the_tokeniser_or_the_shards_lack_is_an_input_error(
 def test_what_fails_in_a_helper_fails_the_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = encoded(tmp_path, [[("a", pair) for pair in PAIRS]])
     with found.epochs({"typos": 1.0}) as epochs:
-        (found.folder / "part-00000.parquet").unlink()
+        table = pq.read_table(found.folder / "part-00000.parquet", columns=SCHEMA.names)
+        write_shard(found.folder / "part-00000.parquet", table, found.tokenizer.digest)
         with pytest.raises(RuntimeError, match="the process that prepares the rows of epochs has ended"):
-            epochs.epoch(0)
-    assert "FileNotFoundError" in capfd.readouterr().err
+            epochs.window(0)
+    assert "src_text" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("augment", [{}, ALL], ids=["plain", "augmented"])
@@ -331,7 +494,7 @@ def test_an_epoch_of_one_side_has_that_side_of_the_same_rows(
     corpus: Encoded, side: Side, augment: dict[str, Any]
 ) -> None:
     with corpus.epochs(augment) as both, corpus.epochs(augment, side=side) as one:
-        whole, found = both.epoch(1), one.epoch(1)
+        whole, found = both.window(1), one.window(1)
     assert found.rows.tolist() == whole.rows.tolist()
     kept = 0 if side == "source" else 1
     assert contents(found) == [([], row[kept]) for row in contents(whole)]
@@ -347,17 +510,18 @@ def test_any_number_of_helpers_prepares_the_same_epochs(corpus: Encoded) -> None
     found = []
     for helpers in (1, 2, 5):
         with corpus.epochs(ALL, helpers=helpers) as epochs:
-            found.append([contents(epochs.epoch(number)) for number in range(2)])
+            found.append([contents(epochs.window(number)) for number in range(2)])
     assert found[0] == found[1] == found[2]
 
 
 def test_helpers_end_with_the_epochs_and_with_the_process_that_started_them(corpus: Encoded) -> None:
     def children() -> set[int]:
-        return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+        listed = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]  # by thread
+        return {int(pid) for of_thread in listed for pid in of_thread}
 
     before = children()
     with corpus.epochs(ALL, helpers=2) as epochs:
-        epochs.epoch(0)  # the next one is begun, and never asked for
+        epochs.window(0)  # the next one is begun, and never asked for
         assert len(children() - before) == 2
     assert children() == before
     arguments = [str(corpus.folder), str(corpus.folder.parent / "tokenizer")]
@@ -378,10 +542,9 @@ from pathlib import Path
 from nmt.config import TrainConfig
 from nmt.training.epochs import Epochs
 from pipelines.config import AugmentConfig
-from pipelines.shards import read_shards
 folder, tokenizer = map(Path, sys.argv[1:])
-epochs = Epochs(TrainConfig(), AugmentConfig(typos=1.0), {}, folder, read_shards(folder), tokenizer)
-epochs.epoch(0)
-print(epochs._helpers._processes[0].pid, flush=True)
+epochs = Epochs(TrainConfig(), AugmentConfig(typos=1.0), {}, folder, tokenizer)
+epochs.window(0)
+print(epochs._processes.pids()[0], flush=True)
 time.sleep(600)
 """

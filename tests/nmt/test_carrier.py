@@ -1,0 +1,102 @@
+"""What carries training under Ray, without a Ray: errors, signals, and the number of workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from nmt.carrier import _cause, _in_thread, ending_by_signals, newest_state
+from nmt.checkpoint import CheckpointConfig, TrainState, save_training
+from nmt.config import RayConfig, TrainConfig
+from nmt.model.recurrent_config import RecurrentConfig
+from nmt.training.job import TrainJob
+from nmt.training.optim import make_optimizer
+from nmt.training.stopping import Stopped
+from pipelines.config import AugmentConfig
+from pipelines.errors import InputError
+
+MODEL = RecurrentConfig(embedding_dim=6, hidden_dim=8)
+
+
+def job_in(folder: Path) -> TrainJob:
+    return TrainJob(
+        model=MODEL, train=TrainConfig(), folder=str(folder), shards="", references="", tokenizer="",
+        bleu_tokenize="13a", threads=1, augment=AugmentConfig(), weights={},
+    )  # fmt: skip
+
+
+def save_state(folder: Path, state: TrainState) -> None:
+    from nmt.architectures import build_model
+
+    model = build_model(MODEL, 11, 11)
+    config = CheckpointConfig(model=MODEL, source_size=11, target_size=11, tokenizer="t" * 64, update=state.update)
+    save_training(folder / "checkpoints", model, make_optimizer(TrainConfig(), model.parameters()), None, config, state)
+
+
+def test_more_workers_at_the_least_than_at_the_most_are_refused() -> None:
+    assert RayConfig(num_workers=3, min_workers=3).min_workers == 3
+    with pytest.raises(ValidationError, match="min_workers is 4, and num_workers only 3"):
+        RayConfig(num_workers=3, min_workers=4)
+
+
+def test_the_newest_state_is_that_of_the_newest_checkpoint(tmp_path: Path) -> None:
+    assert newest_state(job_in(tmp_path)) is None
+    for update in (9, 12):
+        save_state(tmp_path, TrainState(update=update))
+    state = newest_state(job_in(tmp_path))
+    assert state is not None
+    assert state.update == 12
+
+
+def test_training_that_a_signal_has_ended_says_where(tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="saved at update 12;") as raised, ending_by_signals(job_in(tmp_path)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save_state(tmp_path, TrainState(update=12))
+    assert raised.value.status == 143
+
+
+def test_a_failure_behind_a_signal_is_told_as_the_signals(tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="saved at update 0;"), ending_by_signals(job_in(tmp_path)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("Ray is gone")
+
+
+def test_training_that_came_to_its_end_before_the_signal_did_is_finished(tmp_path: Path) -> None:
+    with ending_by_signals(job_in(tmp_path)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save_state(tmp_path, TrainState(update=12, stopped="max_epochs"))
+
+
+def test_a_failure_without_a_signal_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Ray is gone"), ending_by_signals(job_in(tmp_path)):
+        raise RuntimeError("Ray is gone")
+
+
+def test_work_in_a_thread_raises_what_it_raised_and_leaves_signals_to_the_main_thread() -> None:
+    def work() -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        raise InputError("no line", where="a.txt", remedy="Fill it")
+
+    with pytest.raises(InputError, match="no line"):
+        _in_thread(work)
+
+
+def test_of_what_workers_raised_bad_input_and_a_full_disk_are_told() -> None:
+    class Failed(Exception):
+        def __init__(self, *failures: Exception) -> None:
+            self.worker_failures = dict(enumerate(failures))
+
+    class Wrapped(Exception):
+        def __init__(self, error: Exception) -> None:
+            self._base_exc = error
+
+    bad, full = InputError("no line", where="a.txt", remedy="Fill it"), OSError(28, "No space left on device")
+    assert _cause(Failed(RuntimeError("collateral"), Wrapped(bad))) is bad
+    assert _cause(Failed(Wrapped(full))) is full
+    assert _cause(Failed(Wrapped(RuntimeError("a fault")))) is None
+    assert _cause(RuntimeError("of the controller")) is None

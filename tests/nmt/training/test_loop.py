@@ -1,0 +1,146 @@
+"""The loop over updates, window by window: where it stands, and that it goes on from there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from nmt.checkpoint import TrainState, training_checkpoints
+from nmt.training.epochs import Epochs
+from nmt.training.metrics import read_metrics
+from nmt.training.step import UpdateFigures, train_step
+from pipelines.config import AugmentConfig
+from pipelines.shards import read_shards, write_shard
+from pipelines.stage import StageResult, StageRun, run_stage
+from pipelines.tokenizer import Tokenizer
+from tests.nmt.conftest import ToyStages
+from tests.nmt.toy_runs import CONFIG, assert_bit_for_bit, assert_same_updates, run_train
+
+ROWS_PER_SHARD = 30
+# The 240 rows of train are eight shards, and three windows.
+WINDOWS = CONFIG.model_copy(update={"max_epochs": 3, "window_rows": 90, "log_updates": 1})
+
+
+@pytest.fixture(scope="module")
+def cut(toy: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> ToyStages:
+    """The toy stages with small shards."""
+    digest = Tokenizer.load(toy.tokenizer.folder).digest
+
+    def body(folder: Path) -> StageResult:
+        shutil.copytree(toy.encoded.folder / "shards", folder / "shards")
+        (whole,) = (folder / "shards" / "train").iterdir()
+        table = pq.read_table(whole)
+        whole.unlink()
+        for number, first in enumerate(range(0, len(table), ROWS_PER_SHARD)):
+            path = whole.with_name(f"part-{number:05d}.parquet")
+            write_shard(path, table.slice(first, ROWS_PER_SHARD), digest)
+        return StageResult([], {})
+
+    root = tmp_path_factory.mktemp("cut")
+    encoded = run_stage("encode", 1, {}, {}, root, body)
+    return ToyStages(toy.cleaned, toy.tokenizer, encoded, toy.ray)
+
+
+@pytest.fixture(scope="module")
+def planned(cut: ToyStages) -> list[list[int]]:
+    """The updates of each window of each epoch."""
+    train = cut.encoded.folder / "shards" / "train"
+    with Epochs(WINDOWS, AugmentConfig(), {}, train, cut.tokenizer.folder) as epochs:
+        numbers = [range(epochs.num_windows(epoch)) for epoch in range(3)]
+        return [[len(epochs.window(epoch, number).updates) for number in numbers[epoch]] for epoch in range(3)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cut: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    return run_train(cut, tmp_path_factory.mktemp("undisturbed"), config=WINDOWS)
+
+
+def state_of(folder: Path) -> TrainState:
+    newest = training_checkpoints(folder / "checkpoints")[-1]
+    return TrainState.model_validate_json((newest / "state.json").read_text(encoding="utf-8"))
+
+
+def test_an_epoch_is_all_of_its_windows(undisturbed: StageRun, planned: list[list[int]], cut: ToyStages) -> None:
+    assert [len(of_epoch) for of_epoch in planned] == [3, 3, 3]
+    counters = undisturbed.manifest.counters
+    assert counters["updates"] == sum(sum(of_epoch) for of_epoch in planned)
+    assert counters["epochs"] == 3
+    assert (counters["train_rows"], counters["rows_too_long"]) == (240, 0)
+    targets = read_shards(cut.encoded.folder / "shards" / "train").tgt
+    assert counters["target_tokens"] == 3 * len(targets)
+    records = read_metrics(undisturbed.folder / "metrics.jsonl")
+    validations = [record["update"] for record in records if record["kind"] == "validation"]
+    assert validations == np.cumsum([sum(of_epoch) for of_epoch in planned]).tolist()
+    rows = [record["epoch_rows"] for record in records if record["kind"] == "train"]
+    assert set(rows) == {60, 90}
+    assert all(0.0 <= record["data_wait"] <= 1.0 for record in records if record["kind"] == "train")
+    state = state_of(undisturbed.folder)
+    assert (state.epoch, state.window, state.updates_of_window, state.updates_of_epoch) == (3, 0, 0, 0)
+
+
+def break_off(cut: ToyStages, root: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> TrainState:
+    """Train with a checkpoint behind every update until one fails; return where the last checkpoint stands."""
+
+    def failing(*arguments: Any, **options: Any) -> UpdateFigures:
+        if options["update"] == at:
+            raise RuntimeError("the machine is gone")
+        return train_step(*arguments, **options)
+
+    config = WINDOWS.model_copy(update={"checkpoint_updates": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr("nmt.training.loop.train_step", failing)
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            run_train(cut, root, config=config)
+    return state_of(next(root.glob("train-*")))
+
+
+@pytest.mark.parametrize("place", ["within a window", "behind a window's last update", "behind the first of one"])
+def test_a_run_that_broke_off_continues_at_its_window_bit_for_bit(
+    cut: ToyStages, undisturbed: StageRun, planned: list[list[int]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, place: str,
+) -> None:  # fmt: skip
+    first, (second, *_) = sum(planned[0]), planned[1]
+    at, position = {
+        "within a window": (first + 1, (1, 0, 1, 1)),
+        "behind a window's last update": (first + second, (1, 0, second, second)),
+        "behind the first of one": (first + second + 1, (1, 1, 1, second + 1)),
+    }[place]
+    state = break_off(cut, tmp_path, at, monkeypatch)
+    assert (state.epoch, state.window, state.updates_of_window, state.updates_of_epoch) == position
+    assert state.total_updates == state_of(undisturbed.folder).total_updates
+    assert_bit_for_bit(run_train(cut, tmp_path, config=WINDOWS), undisturbed)
+
+
+def test_a_run_continues_in_a_window_with_another_number_of_workers(
+    cut: ToyStages, undisturbed: StageRun, planned: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = break_off(cut, tmp_path, planned[0][0] + 1, monkeypatch)
+    assert (state.window, state.updates_of_window) == (1, 1)
+    found = run_train(cut, tmp_path, workers=2, config=WINDOWS)
+    assert_same_updates(found, undisturbed)
+    assert found.manifest.counters["target_tokens"] == undisturbed.manifest.counters["target_tokens"]
+
+
+def test_a_limit_of_updates_ends_a_run_within_a_window_and_at_its_end(
+    cut: ToyStages, planned: list[list[int]], tmp_path: Path
+) -> None:
+    for limit, position in ((planned[0][0], (0, 0, planned[0][0])), (planned[0][0] + 1, (0, 1, 1))):
+        run = run_train(cut, tmp_path, config=WINDOWS.model_copy(update={"max_updates": limit}))
+        assert run.manifest.counters["stopped"] == "max_updates"
+        assert run.manifest.counters["updates"] == limit
+        state = state_of(run.folder)
+        assert (state.epoch, state.window, state.updates_of_window) == position
+
+
+def test_a_state_from_before_there_were_windows_stands_in_the_first_one() -> None:
+    state = TrainState.model_validate_json('{"update": 9, "epoch": 1, "updates_of_epoch": 4}')
+    assert (state.epoch, state.window, state.updates_of_window, state.updates_of_epoch) == (1, 0, 4, 4)
+    again = TrainState.model_validate_json(
+        state.model_copy(update={"window": 1, "updates_of_window": 0}).model_dump_json()
+    )
+    assert (again.window, again.updates_of_window, again.updates_of_epoch) == (1, 0, 4)
