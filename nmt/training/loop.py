@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,81 +45,111 @@ def train_loop(job: TrainJob, world: World, leaving: Callable[[], bool] | None =
     set_up_process(job, world.device)
     run = start(job, world, leaving)
     with attempt(run, started), run.saver or nullcontext(), open_epochs(job) as epochs:
-        _train(run, epochs)
+        planned = run.state.total_updates or epochs.total_updates()
+        run.state = run.state.model_copy(update={"total_updates": planned})
+        record = Record(run.world, job.train.microbatches_per_update, run.state.spent)
+        total = min(planned, job.train.max_updates or planned)
+        _Training(run, epochs, record, total, time.monotonic() - run.state.seconds).go_on()
     if run.beside is not None:
         run.beside.close()
     if run.metrics is not None:
         run.metrics.close(finished=run.state.stopped is not None)
 
 
-def _train(run: Run, epochs: Epochs) -> None:
-    config, started = run.job.train, time.monotonic() - run.state.seconds
-    planned = run.state.total_updates or epochs.total_updates()
-    run.state = run.state.model_copy(update={"total_updates": planned})
-    total = min(planned, config.max_updates or planned)
-    record = Record(run.world, config.microbatches_per_update, run.state.spent)
+@dataclass
+class _Training:
+    """A worker's way through the updates. Schedules count on `total`; an unbroken run would have begun at `started`."""
 
-    untried = run.world.device.type == "cuda"
-    before = run.state
-    settle(run)  # a validation that a run was killed before
-    if run.state is not before:
-        save(run)
-    while run.state.stopped is None:
-        with record.spending("data"):
-            window = epochs.window(run.state.epoch, run.state.window)
-        if untried:
-            longest = int(np.maximum(window.src_lengths, window.tgt_lengths)[window.rows].max(initial=1))
-            probe(run.model, run.flat, run.optimizer, config, run.world.device, longest)
-            untried = False
+    run: Run
+    epochs: Epochs
+    record: Record
+    total: int
+    started: float
+
+    def go_on(self) -> None:
+        """Train until the run has stopped, or all workers leave."""
+        before = self.run.state
+        settle(self.run)  # a validation that a run was killed before
+        if self.run.state is not before:
+            save(self.run)
+        untried = self.run.world.device.type == "cuda"
+        while self.run.state.stopped is None:
+            with self.record.spending("data"):
+                window = self.epochs.window(self.run.state.epoch, self.run.state.window)
+            if untried:
+                self._probe(window)
+                untried = False
+            if not self._train_on(window):
+                return
+            self._close(window)
+
+    def _probe(self, window: Window) -> None:
+        run = self.run
+        longest = int(np.maximum(window.src_lengths, window.tgt_lengths)[window.rows].max(initial=1))
+        probe(run.model, run.flat, run.optimizer, run.job.train, run.world.device, longest)
+
+    def _train_on(self, window: Window) -> bool:
+        """Do the updates of a window that are left; return whether training goes on, which it does not if all leave."""
+        run = self.run
         updates = window.updates[run.state.updates_of_window :]
         with Ahead(partial(_collated, window, run.world, run.alignments), updates) as ahead:
             for update, mine in zip(updates, ahead):
-                if run.state.update == config.max_updates:
+                if run.state.update == run.job.train.max_updates:
                     break
-                record.spend("data", ahead.waited)
-                tokens = target_tokens(update, window.tgt_lengths)
-                run.flat.asked = Flags(save=is_due(run), leave=run.leaving.asks())
-                figures, rate = _one_update(run, window, update, mine, tokens, total)
-                run.state = run.state.model_copy(
-                    update={
-                        "update": run.state.update + 1,
-                        "updates_of_epoch": run.state.updates_of_epoch + 1,
-                        "updates_of_window": run.state.updates_of_window + 1,
-                        "target_tokens": run.state.target_tokens + tokens,
-                        "seconds": round(time.monotonic() - started, 3),
-                        "spent": dict(record.spent),
-                    }
-                )
-                record.add(window, update, tokens, figures, run.flat.clock)
-                if run.state.update % config.log_updates == 0:
-                    # By all workers: they tell each other their times.
-                    line = record.line(run.state, rate, total, window)
-                    if run.metrics is not None:
-                        run.metrics.write(line)
+                self.record.spend("data", ahead.waited)
+                self._update(window, update, mine)
                 flags = run.flat.raised()
                 if flags.leave:  # a validation that is due now is the first thing that is done when training continues
                     save(run)
-                    return
-                with record.spending("validation"):
+                    return False
+                with self.record.spending("validation"):
                     settle(run)
                 if run.state.stopped is not None:
                     break
-                if flags.save or (config.checkpoint_updates and run.state.update % config.checkpoint_updates == 0):
-                    with record.spending("checkpoints"):
+                every = run.job.train.checkpoint_updates
+                if flags.save or (every is not None and run.state.update % every == 0):
+                    with self.record.spending("checkpoints"):
                         save(run)
+        return True
+
+    def _update(self, window: Window, update: list[Rows], mine: list[tuple[int, MicroBatch]]) -> None:
+        """Do one update, count it in the state, and write a line of the record where one is due."""
+        run, tokens = self.run, target_tokens(update, window.tgt_lengths)
+        run.flat.asked = Flags(save=is_due(run), leave=run.leaving.asks())
+        figures, rate = _one_update(run, window, update, mine, tokens, self.total)
+        run.state = run.state.model_copy(
+            update={
+                "update": run.state.update + 1,
+                "updates_of_epoch": run.state.updates_of_epoch + 1,
+                "updates_of_window": run.state.updates_of_window + 1,
+                "target_tokens": run.state.target_tokens + tokens,
+                **self._times(),
+            }
+        )
+        self.record.add(window, update, tokens, figures, run.flat.clock)
+        if run.state.update % run.job.train.log_updates == 0:
+            line = self.record.line(run.state, rate, self.total, window)  # by all workers: they tell each other theirs
+            if run.metrics is not None:
+                run.metrics.write(line)
+
+    def _close(self, window: Window) -> None:
+        """Move on to the next window, or behind an epoch's last one, and wherever training stops, validate and save."""
+        run = self.run
         ended = run.state.updates_of_window == len(window.updates)
         if ended and not window.last and run.state.stopped is None:
             run.state = run.state.model_copy(update={"window": run.state.window + 1, "updates_of_window": 0})
-            continue
+            return
         if ended and window.last:
             begun = {"epoch": run.state.epoch + 1, "updates_of_epoch": 0, "window": 0, "updates_of_window": 0}
             run.state = run.state.model_copy(update=begun)
-        with record.spending("validation"):
+        with self.record.spending("validation"):
             settle(run)
-        changes: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), "spent": dict(record.spent)}
-        run.state = run.state.model_copy(update=changes)
-        with record.spending("checkpoints"):
+        run.state = run.state.model_copy(update=self._times())
+        with self.record.spending("checkpoints"):
             save(run)
+
+    def _times(self) -> dict[str, Any]:
+        return {"seconds": round(time.monotonic() - self.started, 3), "spent": dict(self.record.spent)}
 
 
 def _collated(

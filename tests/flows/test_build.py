@@ -17,7 +17,7 @@ from flows import build as build_module
 from flows.build import build, stage_arguments
 from flows.config import Recipe
 from flows.run_folder import RunFolder
-from flows.stages import RATING_STAGES, STAGE_NAMES
+from flows.stages import ALIGNING_STAGES, RATING_STAGES, STAGE_NAMES
 from pipelines.errors import InputError
 from pipelines.stage import StageRun
 
@@ -57,7 +57,8 @@ def build_with(prefect_server: None) -> Iterator[Callable[..., dict[str, Any]]]:
         yield run
 
 
-RUN = [name for name in STAGE_NAMES if name not in RATING_STAGES]  # the recipe asks for no ratings
+# The recipe asks for no ratings and guides no attention.
+RUN = [name for name in STAGE_NAMES if name not in RATING_STAGES | ALIGNING_STAGES]
 
 
 @dataclass(frozen=True)

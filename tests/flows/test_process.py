@@ -91,6 +91,35 @@ def test_a_process_without_a_result_is_a_failure() -> None:
         run("print('done')")
 
 
+# A leader that, told to end, takes its time and then says whether its child, which SIGTERM would end, still lives.
+SAVING = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+def save(*_):
+    time.sleep(0.5)
+    Path({path!r}).write_text(str(child.poll() is None))
+    os._exit(143)
+signal.signal(signal.SIGTERM, save)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_may_save_before_what_it_has_started_is_ended(tmp_path: Path) -> None:
+    ids: list[int] = []
+
+    def interrupt(line: str) -> None:
+        ids.append(int(line))
+        raise KeyboardInterrupt
+
+    saved = tmp_path / "saved"
+    with pytest.raises(KeyboardInterrupt):
+        run_process("the stage", script(SAVING.format(path=str(saved))), interrupt, grace_s=20)
+    assert saved.read_text() == "True"
+    assert gone(ids[0])
+
+
 def test_an_interrupt_ends_the_whole_group() -> None:
     ids: list[int] = []
 

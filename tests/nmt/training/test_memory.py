@@ -106,6 +106,20 @@ def test_an_update_in_parts_is_the_update_of_whole_micro_batches_dropout_include
         torch.testing.assert_close(part, together, rtol=1e-7, atol=1e-10)
 
 
+def test_guided_attention_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(clip_norm=None, guided_alignment_weight=0.5)
+    draw = torch.Generator().manual_seed(2)
+    batches = [
+        (number, batch._replace(alignment=torch.rand((*batch.target.shape, batch.src.shape[1]), generator=draw) < 0.3))
+        for number, batch in toy_batches(3, 7)
+    ]
+    whole, gradient, _ = update_of(table_of("transformer"), config, batches)
+    monkeypatch.setattr(step_module, "objective", fitting(3, late=True))
+    found, found_gradient, _ = update_of(table_of("transformer"), config, batches)
+    assert (found.num_split, found.loss) == (1, pytest.approx(whole.loss, rel=1e-12))
+    torch.testing.assert_close(found_gradient, gradient, rtol=1e-9, atol=1e-13)
+
+
 def test_every_architecture_is_tried_in_parts() -> None:
     assert set(NOISE) == set(ARCHITECTURES)
 

@@ -14,7 +14,8 @@ from nmt.config import TrainConfig
 from nmt.model.batch_norm import collectors
 from nmt.objectives.objective import objective
 from nmt.training.gradients import FlatGradients
-from nmt.training.probe import Trial, judge, largest_shapes, trial_batch, trial_of, trials
+from nmt.training.optim import make_optimizer
+from nmt.training.probe import Trial, judge, largest_shapes, probe, trial_batch, trial_of, trials
 from pipelines.errors import InputError
 from tests.nmt.training.test_memory import NOISE, OBJECTIVES, SIZE, table_of
 
@@ -94,3 +95,54 @@ def test_a_trial_batch_is_as_wide_as_it_says() -> None:
     assert (batch.src.shape, batch.target.shape, batch.src_lengths.tolist()) == ((3, 7), (3, 7), [7, 7, 7])
     assert batch.alignment is not None and batch.alignment.shape == (3, 7, 7)
     assert trial_batch(3, 7, TrainConfig(), has_source=False).src.shape == (3, 0)
+
+
+class FakeGpu:
+    """What torch says of the memory of a GPU of 10 GB, on which a micro-batch takes 1 MB for each row and piece."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capacity: int) -> None:
+        self.capacity, self.peak, self.emptied = capacity, 0, 0
+        patch.setattr(step_module, "objective", self.objective)
+        for name in ("max_memory_allocated", "reset_peak_memory_stats", "mem_get_info", "memory_reserved"):
+            patch.setattr(torch.cuda, name, getattr(self, name))
+
+    def objective(self, *arguments: Any) -> Any:
+        self.peak = max(self.peak, arguments[1].target.numel() * 10**6)
+        if self.peak > self.capacity:
+            raise torch.OutOfMemoryError
+        return objective(*arguments)
+
+    def max_memory_allocated(self, device: torch.device) -> int:
+        return self.peak
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        self.peak = 0
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return self.capacity // 2, 2 * self.capacity
+
+    def memory_reserved(self, device: torch.device) -> int:
+        return self.capacity - self.capacity // 2
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor", "sgd"])
+def test_the_whole_trial_tells_the_peak_and_leaves_weights_and_moments_alone(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    config = TrainConfig.model_validate({"microbatch_tokens": 40, "optimizer": optimizer})
+    model = build_model(table_of("transformer"), SIZE, SIZE, seed=3)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    flat, made = FlatGradients(list(model.parameters())), make_optimizer(config, model.parameters())
+    FakeGpu(monkeypatch, 10**10)
+    assert probe(model, flat, made, config, torch.device("cpu"), 10) == 40 * 10**6
+    assert not made.state and not flat.buffer.any()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_whole_trial_refuses_a_row_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(microbatch_tokens=40)
+    model = build_model(table_of("transformer"), SIZE, SIZE, seed=3)
+    flat, made = FlatGradients(list(model.parameters())), make_optimizer(config, model.parameters())
+    FakeGpu(monkeypatch, 9 * 10**6)
+    with pytest.raises(InputError, match=r"1 x 10 pieces does not fit into 0\.0 GiB"):
+        probe(model, flat, made, config, torch.device("cpu"), 10)
