@@ -1,13 +1,15 @@
 """Training under Ray: the workers of Ray Train carry the loop, and are started again until it has come to its end.
 
 Ray Train replaces workers that fail, and with `min_workers` goes on with fewer. Here stands what it leaves to others:
-its controller's death, workers that leave because their machine is to go, and a change of their number, before which
-they save. Each start continues from the newest checkpoint, so that none of it changes an update.
+its controller's death, workers that leave because their machine is to go, a change of their number, before which they
+save, and failures that each start would only repeat. Each start continues from the newest checkpoint, so that none of
+it changes an update.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -29,6 +31,7 @@ from nmt.training.step import World
 from nmt.training.stopping import Stopped, StopRequest, ask_to_leave, leave_at_sigterm, stopped_by_signals
 from nmt.training.workers import workers_logged
 from pipelines.errors import InputError
+from pipelines.stage import write_atomically
 
 # Ray waits so long for the places of all workers (60 s unless told), before it looks again how many there are.
 ELASTIC_START_TIMEOUT_S = 20
@@ -49,6 +52,8 @@ def train_under_ray(job: TrainJob, config: RayConfig) -> None:
     if config.min_workers is not None:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_TIMEOUT_S))
     failures, is_callers = 0, ray.is_initialized()
+    for told in Path(job.folder).glob("failed-*.json"):  # by earlier runs
+        told.unlink()
     with workers_logged(Path(job.folder)):
         while (state := newest_state(job)) is None or state.stopped is None:
             try:
@@ -153,9 +158,40 @@ def _worker(job_json: dict[str, Any]) -> None:
     from ray.train import get_context
     from ray.train.torch import get_device
 
-    context = get_context()
+    context, job = get_context(), TrainJob.model_validate(job_json)
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    train_loop(TrainJob.model_validate(job_json), world, _machine_is_to_go)
+    with failing_for_good(job):
+        train_loop(job, world, _machine_is_to_go)
+
+
+@contextlib.contextmanager
+def failing_for_good(job: TrainJob) -> Iterator[None]:
+    """Let a failure that comes again with each start end the run: later starts raise it at once.
+
+    Ray Train starts workers again whatever they have raised, and knows no way to be told.
+    """
+    told = Path(job.folder) / f"failed-{job.lease}.json"
+    if told.exists():
+        raise _read_failure(told)
+    try:
+        yield
+    except (InputError, FloatingPointError) as error:
+        # By whoever is first: of a failure that only one worker has, the others see no more than a broken connection.
+        write_atomically(told, json.dumps(_described(error)) + "\n")
+        raise
+
+
+def _described(error: InputError | FloatingPointError) -> dict[str, str]:
+    if isinstance(error, InputError):
+        return {"what": error.what, "where": error.where, "remedy": error.remedy}
+    return {"message": str(error)}
+
+
+def _read_failure(path: Path) -> InputError | FloatingPointError:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if "message" in found:
+        return FloatingPointError(found["message"])
+    return InputError(found["what"], where=found["where"], remedy=found["remedy"])
 
 
 def _machine_is_to_go() -> bool:
@@ -205,4 +241,6 @@ def _cause(error: Any) -> Exception | None:
     """Return what a person can mend, or what says that nothing is to be mended, among what the workers raised."""
     failures = getattr(error, "worker_failures", {}).values()
     causes = [getattr(failure, "_base_exc", failure) for failure in failures]
-    return next((cause for cause in causes if isinstance(cause, (InputError, LeaseLost, OSError))), None)
+    return next(
+        (cause for cause in causes if isinstance(cause, (InputError, FloatingPointError, LeaseLost, OSError))), None
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from nmt.carrier import _cause, _in_thread, ending_by_signals, newest_state
+from nmt.carrier import _cause, _in_thread, ending_by_signals, failing_for_good, newest_state
 from nmt.checkpoint import CheckpointConfig, TrainState, save_training
 from nmt.config import RayConfig, TrainConfig
 from nmt.model.recurrent_config import RecurrentConfig
@@ -51,6 +51,19 @@ def test_the_newest_state_is_that_of_the_newest_checkpoint(tmp_path: Path) -> No
     state = newest_state(job_in(tmp_path))
     assert state is not None
     assert state.update == 12
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("too long", where="row 3", remedy="Cut it"), FloatingPointError("not finite")]
+)
+def test_a_failure_for_good_is_raised_again_before_anything_is_done(tmp_path: Path, error: Exception) -> None:
+    job = job_in(tmp_path).model_copy(update={"lease": "a"})
+    with pytest.raises(type(error)), failing_for_good(job):
+        raise error
+    for run, expected in (("a", type(error)), ("b", ConnectionError)):
+        with pytest.raises(expected) as raised, failing_for_good(job.model_copy(update={"lease": run})):
+            raise ConnectionError("another failure, of another run")
+        assert isinstance(raised.value, ConnectionError) or str(raised.value) == str(error)
 
 
 def test_training_that_a_signal_has_ended_says_where(tmp_path: Path) -> None:

@@ -179,6 +179,17 @@ def test_the_key_names_augmentation_and_weights_only_where_there_are_any(
     assert augmented.manifest.config["augment"] == AUGMENT.model_dump(mode="json")
 
 
+def test_a_failure_that_each_start_would_repeat_ends_the_run(toy: ToyStages, tmp_path: Path) -> None:
+    # The weights are beyond float32 after the first update.
+    config = CONFIG.model_copy(update={"learning_rate": 1e38, "warmup_updates": 0, "max_skipped_updates": 2})
+    with pytest.raises(FloatingPointError, match="of 2 updates in a row was not finite"):
+        run_train(toy, tmp_path, workers=2, config=config)
+    (failed,) = tmp_path.glob("train-*/failed-batch/*")
+    assert sorted(path.name for path in failed.glob("*.json")) == ["worker-0.json", "worker-1.json"]
+    (attempts,) = tmp_path.glob("train-*/attempts.jsonl")
+    assert len(attempts.read_text().splitlines()) == 1
+
+
 def test_shards_of_another_tokeniser_are_refused(toy: ToyStages, tmp_path: Path) -> None:
     other = fit_tokenizer(LANGUAGES, TokenizerConfig(vocab_size=44), toy.cleaned, tmp_path)
     with pytest.raises(InputError, match="tokeniser"):
