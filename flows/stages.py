@@ -144,6 +144,7 @@ def plan(recipe: Recipe, profile: Profile, workdir: Path) -> list[PlannedStage]:
 
     Raises InputError where a run would: a corpus that is not there, for one.
     """
+    check_profile(recipe, profile)
     planned: list[PlannedStage] = []
     runs: dict[str, StageRun] = {}
     stages = stages_of(recipe)

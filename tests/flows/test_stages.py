@@ -167,6 +167,12 @@ def test_after_planning_stages_run_again(tmp_path: Path, ran: list[str]) -> None
     assert ran == ["score", "clean"]
 
 
+def test_a_plan_refuses_what_the_profile_cannot_compute(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"train": RECIPE.train.model_copy(update={"precision": "float16"})})
+    with pytest.raises(InputError, match="float16 is computed on a GPU"):
+        plan(recipe, Profile(), tmp_path)
+
+
 def test_ratings_are_stages_of_a_recipe_that_asks_for_quality(tmp_path: Path, ran: list[str]) -> None:
     rated = changed(clean={"quality": {}})
     assert [stage.name for stage in stages_of(rated)] == [name for name in STAGE_NAMES if name != "align"]
