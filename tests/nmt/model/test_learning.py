@@ -113,7 +113,8 @@ def teach(
         train_step(
             model, optimizer, flat, None, [(0, batch)], config,
             update=update, target_tokens=int(batch.target_lengths.sum()),
-            rate=learning_rate(config, update, lesson.updates), world=World(),
+            rate=learning_rate(config, update, lesson.updates, embedding_dim=1, epoch=0, plateau_rate=1.0),
+            world=World(),
         )  # fmt: skip
         if (update + 1) % UPDATES_BETWEEN_LOOKS == 0:
             looks_passed = looks_passed + 1 if share_right() >= STOP else 0
