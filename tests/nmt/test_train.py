@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,9 @@ def test_the_key_names_augmentation_and_weights_only_where_there_are_any(
 def test_a_failure_that_each_start_would_repeat_ends_the_run(toy: ToyStages, tmp_path: Path) -> None:
     # The weights are beyond float32 after the first update.
     config = CONFIG.model_copy(update={"learning_rate": 1e38, "warmup_updates": 0, "max_skipped_updates": 2})
+    once_more = replace(toy, ray=toy.ray.model_copy(update={"max_failures": 1}))
     with pytest.raises(FloatingPointError, match="of 2 updates in a row was not finite"):
-        run_train(toy, tmp_path, workers=2, config=config)
+        run_train(once_more, tmp_path, workers=2, config=config)
     (failed,) = tmp_path.glob("train-*/failed-batch/*")
     assert sorted(path.name for path in failed.glob("*.json")) == ["worker-0.json", "worker-1.json"]
     (attempts,) = tmp_path.glob("train-*/attempts.jsonl")
