@@ -14,12 +14,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from flows import charts, summary
 from flows.config import Recipe
+from flows.pages import filled_in
 from flows.stages import ALIGNING_STAGES, RATING_STAGES, STAGE_NAMES
 from nmt.evaluate import hypotheses_path, read_lines, read_tests, sentence_chrf
 from pipelines.config import CorporaConfig
@@ -27,7 +27,6 @@ from pipelines.explanations import BORDERLINE_DROPPED, BORDERLINE_KEPT, DROPPED,
 from pipelines.lookup import Sample, samples
 from pipelines.stage import Manifest, StageRun, write_atomically
 
-TEMPLATES = Path(__file__).parent / "templates"
 METRICS_NAME = "metrics.jsonl"
 ATTENTION_NAME = "attention.json"
 TITLES = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
@@ -48,16 +47,6 @@ def report(
 
     `verdict` is what `flows.registry.publish` returned, None where the gate has not been asked.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=_count, percent=summary.percent, duration=_duration, size=summary.size, shown=_shown, visible=_visible
-    )
     context = {
         "recipe": recipe,
         "resolved": json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False),
@@ -78,7 +67,17 @@ def report(
         "stages": _stages(runs),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, environment.get_template("report.html").render(context))
+    page = filled_in(
+        "report.html",
+        context,
+        count=_count,
+        percent=summary.percent,
+        duration=_duration,
+        size=summary.size,
+        shown=_shown,
+        visible=_visible,
+    )
+    write_atomically(output, page)
     return output
 
 

@@ -53,6 +53,12 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stage for stage in _of_any_model(recipe) if translates or stage.name not in TRANSLATION_STAGES)
 
 
+def stages_read_by(name: str, recipe: Recipe) -> list[str]:
+    """Return the names of the recipe's stages that one of its stages reads, in their order."""
+    reads = next(stage.reads for stage in STAGES if stage.name == name)
+    return [stage.name for stage in stages_of(recipe) if stage.name in reads]
+
+
 def _of_any_model(recipe: Recipe) -> tuple[Stage, ...]:
     left_out = frozenset() if recipe.clean.quality is not None else RATING_STAGES
     left_out |= frozenset() if recipe.train.guided_alignment_weight > 0.0 else ALIGNING_STAGES

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from flows import summary
 from flows.config import Profile, Recipe
-from flows.stages import STAGES, plan, run_up_to, stages_of
+from flows.stages import plan, run_up_to, stages_read_by
 from nmt.architectures import build_model
 from nmt.batches import target_tokens
 from nmt.checkpoint import read_state, training_checkpoints
@@ -92,7 +92,7 @@ def _finished(recipe: Recipe, profile: Profile, workdir: Path) -> _Prepared | No
     runs: dict[str, StageRun] = {}
     try:
         with planning():
-            for name in _read_by_training(recipe):
+            for name in stages_read_by("train", recipe):
                 runs |= run_up_to(name, recipe, profile, workdir, given=runs)
     except WouldRun:
         return None
@@ -115,7 +115,7 @@ def _sampled(recipe: Recipe, profile: Profile, workdir: Path, folder: Path) -> _
             f"{recipe.tokenizer.vocab_size:,}: memory, files and time will be more; parameters are counted with all"
         )
     runs = cleaned
-    for name in _read_by_training(small):
+    for name in stages_read_by("train", small):
         runs |= run_up_to(name, small, where, folder, given=runs)
     return _Prepared(runs, small, recipe.tokenizer.vocab_size, total / drawn, tuple(notes))
 
@@ -131,11 +131,6 @@ def _with_vocabulary(recipe: Recipe, profile: Profile, folder: Path) -> tuple[Re
                 raise
             tokenizer = recipe.tokenizer.model_copy(update={"vocab_size": smaller})
             recipe = recipe.model_copy(update={"tokenizer": tokenizer})
-
-
-def _read_by_training(recipe: Recipe) -> list[str]:
-    reads = next(stage.reads for stage in STAGES if stage.name == "train")
-    return [stage.name for stage in stages_of(recipe) if stage.name in reads]
 
 
 def _part_of_dev(runs: Mapping[str, StageRun], folder: Path) -> dict[str, StageRun]:

@@ -40,7 +40,7 @@ from ray.tune.schedulers import ASHAScheduler
 from flows.config import Profile, Recipe, TuneConfig
 from flows.process import ProcessFailed
 from flows.run_folder import RunFolder
-from flows.stages import run_up_to, stages_root
+from flows.stages import run_up_to, stages_read_by, stages_root
 from flows.tune_recorder import Recorder
 from flows.tune_records import METRIC_NAMES, TrainingRecord, TrialRecord, best_of, read_records, scores_of
 from flows.tune_space import HIGHER_IS_BETTER, Point, base_tree, check_space, tree_at, trial_recipes
@@ -201,15 +201,22 @@ class _Data:
     def of(self, recipe: Recipe) -> list[dict[str, StageRun]]:
         """Return the stages that training reads, for each fold; `clean` is the fold where there are folds."""
         cleaning = digest_of(recipe.clean.model_dump(mode="json"))
-        pieces = [cleaning, recipe.tokenizer.model_dump(mode="json"), recipe.augment.changes_text]
+        read = stages_read_by("train", recipe)
+        tables = [recipe.tokenizer.model_dump(mode="json"), recipe.align.model_dump(mode="json")]
+        pieces = [cleaning, *tables, recipe.augment.changes_text, read]
         if (encoding := digest_of(pieces)) not in self._encoded:
             if cleaning not in self._cleaned:
                 self._cleaned[cleaning] = run_up_to("clean", recipe, self._profile, self._workdir)["clean"]
             self._encoded[encoding] = [
-                run_up_to("encode", recipe, self._profile, self._workdir, given={"clean": cleaned})
-                for cleaned in self._folds(self._cleaned[cleaning])
+                self._up_to(read, recipe, cleaned) for cleaned in self._folds(self._cleaned[cleaning])
             ]
         return self._encoded[encoding]
+
+    def _up_to(self, read: Sequence[str], recipe: Recipe, cleaned: StageRun) -> dict[str, StageRun]:
+        runs = {"clean": cleaned}
+        for name in read:
+            runs = run_up_to(name, recipe, self._profile, self._workdir, given=runs)
+        return runs
 
     def _folds(self, cleaned: StageRun) -> Iterator[StageRun]:
         folds = self._config.folds

@@ -13,29 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from flows.charts import BLUE, INK, MUTED, ORANGE, svg
 from flows.config import ParameterConfig, TuneConfig
+from flows.pages import filled_in
 from flows.summary import Rows
 from flows.tune_records import METRIC_NAMES, TrialRecord, best_first, best_of
 from flows.tune_space import HIGHER_IS_BETTER, is_logarithmic
 from pipelines.stage import write_atomically
 
-TEMPLATES = Path(__file__).parent / "templates"
 MAX_LABEL = 14  # characters of a choice below a chart
 
 
 def report(name: str, config: TuneConfig, records: Sequence[TrialRecord], command: str, output: Path) -> Path:
     """Return `output`, now the page of a search that has ended; `command` runs its best point."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     context = {
         "name": name,
         "folds": config.folds,
@@ -48,7 +40,7 @@ def report(name: str, config: TuneConfig, records: Sequence[TrialRecord], comman
         "numbers": NUMBERS,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, environment.get_template("tune.html").render(context))
+    write_atomically(output, filled_in("tune.html", context))
     return output
 
 

@@ -27,7 +27,7 @@ from nmt.training.record import Record
 from nmt.training.run import Run, open_epochs, start
 from nmt.training.saver import is_due, save
 from nmt.training.schedules import learning_rate
-from nmt.training.skipped import counted, failure, log_split
+from nmt.training.skipped import counted, failure, log_split, save_batch
 from nmt.training.step import UpdateFigures, World, train_step
 from nmt.training.validator import settle
 
@@ -199,7 +199,8 @@ def _one_update(
         log_split(before, run.state)
     if run.state.skipped_in_a_row == config.max_skipped_updates and figures.skipped:
         row_ids = [_row_ids(window, update[number]) for number, _ in mine]
-        raise failure(Path(run.job.folder), world.rank, config, before, figures, mine, row_ids)
+        where = save_batch(Path(run.job.folder), world.rank, config, before, figures, mine, row_ids)
+        raise failure(config, before, figures, where)
     return figures, rate
 
 

@@ -12,6 +12,7 @@ from nmt.checkpoint import TrainState
 from nmt.config import TrackingConfig
 from nmt.training.attention_maps import picture, write_maps
 from nmt.training.job import TrainJob
+from nmt.training.json_lines import read_lines
 from nmt.training.tracking import numbers, open_trackers
 from pipelines.stage import write_atomically
 
@@ -20,8 +21,7 @@ METRICS_FILE = "metrics.jsonl"
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl in order; a last line that is not whole yet is left out."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return read_lines(path)
 
 
 class MetricsWriter:

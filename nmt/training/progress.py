@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nmt.training.json_lines import Follower, followed
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
 _LINE_EVERY_S = 30.0
-_LOOK_EVERY_S = 0.5
 
 log = logging.getLogger(__name__)
-
-
-class Follower:
-    """The records that were not there at the last look; those that are there at the start are none of them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stat: tuple[int, int, int] | None = None
-        self._seen: list[bytes] = []
-        self.before = self.look()
-
-    def look(self) -> list[dict[str, Any]]:
-        """Return the records that are new. A resumed run drops what it will write again, which then is new, too."""
-        try:
-            stat = self._path.stat()
-        except FileNotFoundError:
-            return []
-        if (found := (stat.st_ino, stat.st_size, stat.st_mtime_ns)) == self._stat:
-            return []
-        self._stat = found
-        lines, seen = self._path.read_bytes().split(b"\n")[:-1], self._seen
-        self._seen = lines
-        known = len(seen)
-        if lines[:known] != seen:
-            known = next((n for n, (one, other) in enumerate(zip(lines, seen)) if one != other), len(lines))
-        return [json.loads(line) for line in lines[known:]]
 
 
 class Pace:
@@ -84,31 +57,24 @@ def progress_shown(path: Path, console: Console | None = None) -> Iterator[None]
             console = console or Console(stderr=True)
             if console.is_terminal:
                 show = stack.enter_context(_bar(console, follower.before))
-        done = threading.Event()
-        thread = threading.Thread(target=_follow, args=(follower, show, done), name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        stack.enter_context(followed(follower, _with_warnings(show)))
+        yield
 
 
-def _follow(follower: Follower, show: Callable[[dict[str, Any]], None], done: threading.Event) -> None:
+def _with_warnings(show: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     warned: set[str] = set()
-    while True:
-        finished = done.wait(_LOOK_EVERY_S)
-        for record in follower.look():
-            for warning in record.get("warnings", []):
-                # Once for the workers that it names, whatever the figures.
-                if (about := re.sub(r"\d+%", "", warning)) not in warned:
-                    warned.add(about)
-                    log.warning("update %s: %s", f"{record['update']:,}", warning)
-            if record["kind"] == "validation":
-                log.info("%s", validation_line(record))
-            show(record)
-        if finished:
-            return
+
+    def tell(record: dict[str, Any]) -> None:
+        for warning in record.get("warnings", []):
+            # Once for the workers that it names, whatever the figures.
+            if (about := re.sub(r"\d+%", "", warning)) not in warned:
+                warned.add(about)
+                log.warning("update %s: %s", f"{record['update']:,}", warning)
+        if record["kind"] == "validation":
+            log.info("%s", validation_line(record))
+        show(record)
+
+    return tell
 
 
 class _Lines:

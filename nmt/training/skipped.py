@@ -62,20 +62,8 @@ def log_split(before: TrainState, after: TrainState) -> None:
         )
 
 
-def failure(
-    folder: Path,
-    rank: int,
-    config: TrainConfig,
-    state: TrainState,
-    figures: UpdateFigures,
-    microbatches: Sequence[tuple[int, MicroBatch]],
-    row_ids: Sequence[npt.NDArray[np.int64]],
-) -> FloatingPointError:
-    """Return the error that ends a run, having saved this worker's micro-batches under `folder`.
-
-    `state` is that before the update, and `row_ids` are of the rows of each micro-batch.
-    """
-    where = save_batch(folder, rank, config, state, figures, microbatches, row_ids)
+def failure(config: TrainConfig, state: TrainState, figures: UpdateFigures, where: Path) -> FloatingPointError:
+    """Return the error that ends a run; `state` is that before the update, and `where` describes its micro-batches."""
     return FloatingPointError(
         f"the loss or the gradient of {config.max_skipped_updates} updates in a row was not finite, at last that of "
         f"update {state.update} (loss {figures.loss}, gradient norm {figures.gradient_norm}). Its micro-batches of "
@@ -92,7 +80,10 @@ def save_batch(
     microbatches: Sequence[tuple[int, MicroBatch]],
     row_ids: Sequence[npt.NDArray[np.int64]],
 ) -> Path:
-    """Return the JSON file that describes the update, having written it behind the tensors of its micro-batches."""
+    """Return the JSON file that describes an update, having written it behind the tensors of its micro-batches.
+
+    `state` is that before the update, and `row_ids` are of the rows of each micro-batch.
+    """
     path = folder / FAILED_FOLDER / f"update-{state.update:08d}"
     path.mkdir(parents=True, exist_ok=True)
     tensors = {

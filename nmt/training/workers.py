@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nmt.training.json_lines import Follower, followed, read_lines
 from nmt.training.step import World
 
 WORKERS_FILE = "workers.jsonl"
-_LOOK_EVERY_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +45,7 @@ def write_workers(folder: Path, world: World, update: int) -> None:
 
 def read_workers(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of workers.jsonl; a last one that is not whole yet is left out."""
-    path = folder / WORKERS_FILE
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+    return read_lines(folder / WORKERS_FILE)
 
 
 def num_workers(folder: Path) -> int:
@@ -70,23 +68,5 @@ def workers_line(start: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def workers_logged(folder: Path) -> Iterator[None]:
     """Log each start of workers in `folder` within a `with` block."""
-    done = threading.Event()
-    known = len(read_workers(folder))
-
-    def follow() -> None:
-        nonlocal known
-        finished = False
-        while not finished:
-            finished = done.wait(_LOOK_EVERY_S)
-            starts = read_workers(folder)
-            for start in starts[known:]:
-                log.info("%s", workers_line(start))
-            known = len(starts)
-
-    follower = threading.Thread(target=follow, name="workers", daemon=True)
-    follower.start()
-    try:
+    with followed(Follower(folder / WORKERS_FILE), lambda start: log.info("%s", workers_line(start))):
         yield
-    finally:
-        done.set()
-        follower.join()

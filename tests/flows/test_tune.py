@@ -283,3 +283,15 @@ def wait_until(reached: Any, process: subprocess.Popen[Any] | None = None, log: 
         assert process is None or process.poll() is None, log and log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_search_aligns_where_attention_is_guided(tmp_path: Path) -> None:
+    space = {"train.guided_alignment_weight": {"choice": [0.0, 0.1]}}
+    recipe = load_recipe(str(toy_recipe(tmp_path, {"space": space, "trials": 1})), define={})
+    assert recipe.tune is not None
+    data = tune_module._Data(recipe.tune, Profile(), tmp_path / "work")
+    guided = recipe.model_copy(update={"train": recipe.train.model_copy(update={"guided_alignment_weight": 0.1})})
+    (unguided_stages,), (guided_stages,) = data.of(recipe), data.of(guided)
+    assert "align" not in unguided_stages
+    assert guided_stages["align"].manifest.stage == "align"
+    assert guided_stages["encode"].folder == unguided_stages["encode"].folder

@@ -8,7 +8,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +33,7 @@ from pipelines.shards import ShardColumns, read_parts, read_shards
 from pipelines.stage import StageRun, stage_key
 from pipelines.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from tests.nmt.conftest import LANGUAGES, ToyStages
+from tests.nmt.toy_runs import broken_off_at
 
 DIM = 16
 SMALL = RecurrentConfig(embedding_dim=DIM, hidden_dim=8, dropout=0.1)
@@ -380,13 +380,8 @@ def newest(root: Path) -> Path:
 def test_a_run_that_broke_off_around_the_border_continues_bit_for_bit(
     toy: ToyStages, vectors: Path, whole: StageRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_in: int
 ) -> None:
-    def failing(*arguments: Any, **options: Any) -> UpdateFigures:
-        if options["update"] == lost_in:
-            raise RuntimeError("the machine is gone")
-        return train_step(*arguments, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr("nmt.training.loop.train_step", failing)
+        patch.setattr("nmt.training.loop.train_step", broken_off_at(lost_in))
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run_train(toy, tmp_path, vectors)
     found = run_train(toy, tmp_path, vectors)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,14 +13,21 @@ from nmt.checkpoint import TrainState, training_checkpoints
 from nmt.train import train
 from nmt.training.epochs import Epochs
 from nmt.training.metrics import read_metrics
-from nmt.training.step import UpdateFigures, train_step
 from pipelines.config import AugmentConfig, BeamConfig, ShardConfig, TokenizerConfig
 from pipelines.encode import encode
 from pipelines.errors import InputError
 from pipelines.fit_tokenizer import fit_tokenizer
 from pipelines.stage import StageRun
 from tests.nmt.conftest import LANGUAGES, ToyStages
-from tests.nmt.toy_runs import CONFIG, MODEL, assert_bit_for_bit, assert_same_updates, final_weights, run_train
+from tests.nmt.toy_runs import (
+    CONFIG,
+    MODEL,
+    assert_bit_for_bit,
+    assert_same_updates,
+    broken_off_at,
+    final_weights,
+    run_train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -156,14 +162,8 @@ def test_a_run_of_changed_rows_that_broke_off_within_an_epoch_continues_bit_for_
         for record in read_metrics(augmented.folder / "metrics.jsonl")
         if record["kind"] == "validation"
     )
-
-    def failing(*arguments: Any, **options: Any) -> UpdateFigures:
-        if options["update"] == first_epoch + 3:
-            raise RuntimeError("the machine is gone")
-        return train_step(*arguments, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr("nmt.training.loop.train_step", failing)
+        patch.setattr("nmt.training.loop.train_step", broken_off_at(first_epoch + 3))
         with pytest.raises(RuntimeError, match="the machine is gone"):
             train_augmented(texted, tmp_path)
     checkpoint = training_checkpoints(next(tmp_path.glob("train-*")) / "checkpoints")[-1]

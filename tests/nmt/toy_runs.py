@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from nmt.config import RayConfig, TrainConfig
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.train import train
 from nmt.training.metrics import read_metrics
+from nmt.training.step import UpdateFigures, train_step
 from pipelines.stage import StageRun, read_manifest
 from tests.nmt.conftest import ToyStages
 
@@ -64,6 +66,17 @@ def run_train(
         MODEL, config, toy.encoded, toy.cleaned, toy.tokenizer, ray, root,
         use_ray=workers is not None, continue_from_earlier=continue_from_earlier,
     )  # fmt: skip
+
+
+def broken_off_at(update: int) -> Callable[..., UpdateFigures]:
+    """Return what does an update in place of `train_step`, and fails at one of them."""
+
+    def failing(*arguments: Any, **options: Any) -> UpdateFigures:
+        if options["update"] == update:
+            raise RuntimeError("the machine is gone")
+        return train_step(*arguments, **options)
+
+    return failing
 
 
 class Driver:

@@ -26,12 +26,12 @@ from nmt.objectives.supervised import supervised
 from nmt.train import train
 from nmt.training.metrics import read_metrics
 from nmt.training.progress import validation_line
-from nmt.training.step import UpdateFigures, train_step
 from pipelines.errors import InputError
 from pipelines.shards import read_shards
 from pipelines.stage import StageRun
 from pipelines.tokenizer import BOS_ID, EOS_ID
 from tests.nmt.conftest import ToyStages, toy_pairs
+from tests.nmt.toy_runs import broken_off_at
 
 SIZE = 19
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -273,13 +273,8 @@ def test_one_side_of_rows_stands_where_the_target_is_and_nothing_where_the_sourc
 def test_a_run_that_broke_off_within_an_epoch_continues_bit_for_bit(
     toy: ToyStages, undisturbed: StageRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(*arguments: Any, **options: Any) -> UpdateFigures:
-        if options["update"] == 5:
-            raise RuntimeError("the machine is gone")
-        return train_step(*arguments, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr("nmt.training.loop.train_step", failing)
+        patch.setattr("nmt.training.loop.train_step", broken_off_at(5))
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run_train(toy, tmp_path)
     assert training_checkpoints(next(tmp_path.glob("train-*")) / "checkpoints")

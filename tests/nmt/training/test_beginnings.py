@@ -36,6 +36,7 @@ from pipelines.shards import ShardColumns
 from pipelines.stage import StageRun
 from pipelines.tokenizer import Tokenizer
 from tests.nmt.conftest import LANGUAGES, ToyStages
+from tests.nmt.toy_runs import broken_off_at
 
 TABLE = RecurrentConfig(embedding_dim=8, hidden_dim=8, dropout=0.1)
 UNTIED = TABLE.model_copy(update={"tie_target_embeddings": False, "share_embeddings": False})
@@ -172,14 +173,8 @@ def test_a_run_that_broke_off_continues_from_its_checkpoint_and_not_from_the_mod
 ) -> None:
     folder = published(tmp_path / "model", TABLE, toy.tokenizer.folder)
     whole = run(toy, tmp_path / "whole", start_from=str(folder), freeze=("encoder",))
-
-    def failing(*arguments: Any, **options: Any) -> Any:
-        if options["update"] == 5:
-            raise RuntimeError("the machine is gone")
-        return train_step(*arguments, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr("nmt.training.loop.train_step", failing)
+        patch.setattr("nmt.training.loop.train_step", broken_off_at(5))
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run(toy, tmp_path / "broken", start_from=str(folder), freeze=("encoder",))
     continued = run(toy, tmp_path / "broken", start_from=str(folder), freeze=("encoder",))

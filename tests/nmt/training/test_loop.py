@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,13 +12,12 @@ import pytest
 from nmt.checkpoint import TrainState, training_checkpoints
 from nmt.training.epochs import Epochs
 from nmt.training.metrics import read_metrics
-from nmt.training.step import UpdateFigures, train_step
 from pipelines.config import AugmentConfig
 from pipelines.shards import read_shards, write_shard
 from pipelines.stage import StageResult, StageRun, run_stage
 from pipelines.tokenizer import Tokenizer
 from tests.nmt.conftest import ToyStages
-from tests.nmt.toy_runs import CONFIG, assert_bit_for_bit, assert_same_updates, run_train
+from tests.nmt.toy_runs import CONFIG, assert_bit_for_bit, assert_same_updates, broken_off_at, run_train
 
 ROWS_PER_SHARD = 30
 # The 240 rows of train are eight shards, and three windows.
@@ -86,14 +84,9 @@ def test_an_epoch_is_all_of_its_windows(undisturbed: StageRun, planned: list[lis
 def break_off(cut: ToyStages, root: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> TrainState:
     """Train with a checkpoint behind every update until one fails; return where the last checkpoint stands."""
 
-    def failing(*arguments: Any, **options: Any) -> UpdateFigures:
-        if options["update"] == at:
-            raise RuntimeError("the machine is gone")
-        return train_step(*arguments, **options)
-
     config = WINDOWS.model_copy(update={"checkpoint_updates": 1})
     with monkeypatch.context() as patch:
-        patch.setattr("nmt.training.loop.train_step", failing)
+        patch.setattr("nmt.training.loop.train_step", broken_off_at(at))
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run_train(cut, root, config=config)
     return state_of(next(root.glob("train-*")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,9 +12,9 @@ from nmt.model.recurrent_config import RecurrentConfig
 from nmt.train import train
 from nmt.training.ledger import ATTEMPTS_FILE, read_attempts
 from nmt.training.metrics import read_metrics
-from nmt.training.step import UpdateFigures, train_step
 from pipelines.stage import StageRun
 from tests.nmt.conftest import ToyStages
+from tests.nmt.toy_runs import broken_off_at
 
 MODEL = RecurrentConfig(embedding_dim=8, hidden_dim=8, dropout=0.1)
 CONFIG = TrainConfig(max_epochs=3, microbatch_tokens=160, warmup_updates=4, checkpoint_updates=2, log_updates=1)
@@ -27,15 +26,6 @@ def run_train(toy: ToyStages, root: Path, *, workers: int | None = None) -> Stag
     return train(
         MODEL, CONFIG, toy.encoded, toy.cleaned, toy.tokenizer, ray, root, use_ray=workers is not None, prices=PRICES
     )
-
-
-def broken_off_at(update: int) -> Any:
-    def failing(*arguments: Any, **options: Any) -> UpdateFigures:
-        if options["update"] == update:
-            raise RuntimeError("the machine is gone")
-        return train_step(*arguments, **options)
-
-    return failing
 
 
 @pytest.fixture(scope="module")

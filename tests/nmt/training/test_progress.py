@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from nmt.training import progress
+from nmt.training.json_lines import Follower
 from nmt.training.metrics import METRICS_FILE, MetricsWriter
-from nmt.training.progress import Follower, Pace, dev_score, duration, progress_shown, train_line, validation_line
+from nmt.training.progress import Pace, dev_score, duration, progress_shown, train_line, validation_line
 from tests.nmt.training.test_metrics import train_record, validation_record
 
 

@@ -21,12 +21,13 @@ from nmt.objectives.objective import objective
 from nmt.objectives.supervised import Loss
 from nmt.train import train
 from nmt.training.metrics import read_metrics
-from nmt.training.skipped import counted, failure
-from nmt.training.step import UpdateFigures, noise_seed, train_step
+from nmt.training.skipped import counted, failure, save_batch
+from nmt.training.step import UpdateFigures, noise_seed
 from pipelines.errors import InputError
 from pipelines.shards import read_shards
 from pipelines.stage import StageRun
 from tests.nmt.conftest import ToyStages
+from tests.nmt.toy_runs import broken_off_at
 
 DONE = UpdateFigures(2.0, 1.9, 0.5)
 WRONG_LOSS = UpdateFigures(float("nan"), 1.9, float("nan"), skipped=True)
@@ -86,7 +87,7 @@ def test_a_run_that_ends_leaves_the_micro_batches_and_their_rows(tmp_path: Path,
     shares = [(1, batch(2)), (3, batch(3))]
     ids = [np.asarray([7, 2**40 + 3]), np.asarray([1, 2, 3])]
     state = TrainState(update=12, epoch=1, updates_of_epoch=4, skipped_in_a_row=4)
-    error = failure(tmp_path, 2, config, state, WRONG_LOSS, shares, ids)
+    error = failure(config, state, WRONG_LOSS, save_batch(tmp_path, 2, config, state, WRONG_LOSS, shares, ids))
     assert isinstance(error, FloatingPointError)
     folder = tmp_path / "failed-batch" / "update-00000012"
     assert f"{folder}/worker-2.json" in str(error)
@@ -150,14 +151,8 @@ def test_a_run_that_broke_off_in_a_row_of_such_updates_continues_bit_for_bit(
 ) -> None:
     monkeypatch.setattr(step_module, "objective", spoiled_in({2, 3, 6}))
     whole = run_train(toy, tmp_path / "whole")
-
-    def failing(*arguments: Any, **options: Any) -> UpdateFigures:
-        if options["update"] == 5:
-            raise RuntimeError("the machine is gone")
-        return train_step(*arguments, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr("nmt.training.loop.train_step", failing)
+        patch.setattr("nmt.training.loop.train_step", broken_off_at(5))
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run_train(toy, tmp_path / "broken")
     (left,) = (tmp_path / "broken").glob("train-*/checkpoints/update-*4")
