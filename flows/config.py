@@ -23,6 +23,7 @@ from nmt.config import (
     TranslateConfig,
     check_beside,
     check_guidance,
+    check_sharding,
     check_stopping,
 )
 from pipelines.config import (
@@ -312,6 +313,7 @@ def check_profile(recipe: Recipe, profile: Profile, *, use_ray: bool = True) -> 
     check_arithmetic(recipe.model_table(), recipe.train, use_gpu=profile.ray.use_gpu)
     if use_ray:
         check_beside(recipe.train, profile.ray)
+        check_sharding(recipe.model_table(), recipe.train, profile.ray)
 
 
 def load_profile(name_or_path: str | None) -> Profile:

@@ -264,17 +264,25 @@ def load_model(folder: Path, *, tokenizer: str | None = None) -> tuple[Seq2Seq, 
 
 
 def load_training(
-    folder: Path, model: Seq2Seq, optimizer: torch.optim.Optimizer, averages: Averages | None, tokenizer: str
+    folder: Path,
+    model: Seq2Seq,
+    optimizer: torch.optim.Optimizer,
+    averages: Averages | None,
+    tokenizer: str,
+    part: Callable[[int, Tensor], Tensor] = lambda number, tensor: tensor,
 ) -> TrainState:
-    """Return the state of training, having put weights, moments and averages back in place. Raises InputError."""
+    """Return the state of training, having put weights, moments and averages back in place. Raises InputError.
+
+    `part` gives what is kept here of a tensor that belongs to a trained weight, by the weight's number.
+    """
     load_config(folder, tokenizer=tokenizer)
     verify_checkpoint(folder)
     _restore_weights(model, folder)
-    _restore_optimizer(optimizer, _tensors(folder / OPTIMIZER_FILE))
+    _restore_optimizer(optimizer, _tensors(folder / OPTIMIZER_FILE), part)
     if averages is not None:
         stored = _tensors(folder / AVERAGES_FILE)
         for i, average in enumerate(averages.averages):
-            average.copy_(stored[str(i)])
+            average.copy_(part(i, stored[str(i)]))
     return read_state(folder)
 
 
@@ -321,11 +329,13 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}/{name}": value for index, values in state.items() for name, value in values.items()}
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], part: Callable[[int, Tensor], Tensor]
+) -> None:
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = part(int(index), value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

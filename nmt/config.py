@@ -173,6 +173,24 @@ def check_beside(train: TrainConfig, ray: RayConfig) -> None:
         )
 
 
+def check_sharding(model: ModelTable, train: TrainConfig, ray: RayConfig) -> None:
+    """Raise InputError where a model cannot be dealt out over the workers."""
+    updates = model.freeze_embeddings_updates
+    refused = {
+        "train.optimizer": train.optimizer == "adafactor",  # sums of whole rows and columns
+        "train.compile": train.compile,
+        "model.batch_norm": getattr(model, "batch_norm", False),  # sums of whole micro-batches
+        "model.freeze_embeddings_updates": isinstance(updates, int) and updates > 0,
+    }
+    for key, is_refused in refused.items():
+        if ray.shard_model and is_refused:
+            raise InputError(
+                f"a model with this {key} cannot be dealt out over the workers",
+                where=key,
+                remedy="Change it, or set ray.shard_model: false in the profile",
+            )
+
+
 class TranslateConfig(Table):
     """Search. Hypotheses are ranked by log probability / length^length_penalty."""
 
@@ -216,6 +234,8 @@ class RayConfig(Table):
     validation_workers: int = Field(default=0, ge=0)  # beside the others, so that training does not wait; 0: it waits
     threads_per_worker: int = Field(default=1, ge=1)
     use_gpu: bool = False
+    # Weights, gradients, moments and averages are dealt out over the workers: for models that do not fit into one.
+    shard_model: bool = False
     translate_actors: int = Field(default=2, ge=1)
     max_failures: int = Field(default=3, ge=0)  # restarts of training's workers; attempts more at a translation shard
     object_store_memory_bytes: int = Field(default=200 * 2**20, ge=80 * 2**20)  # of a Ray of our own

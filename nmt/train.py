@@ -36,6 +36,7 @@ from nmt.config import (
     TrainConfig,
     check_beside,
     check_guidance,
+    check_sharding,
     check_stopping,
 )
 from nmt.model.flops import described, without_weights
@@ -109,6 +110,7 @@ def train(
     config = resolved(config)
     if use_ray:
         check_beside(config, ray)
+        check_sharding(model, config, ray)
     augment = augment or AugmentConfig()
     weights = {name: weight for name, weight in (weights or {}).items() if weight != 1.0}
     curriculum = {name: epochs for name, epochs in (curriculum or {}).items() if epochs != (1, None)}
@@ -138,6 +140,7 @@ def train(
             tracking=tracking,
             alignments=alignments_folder(config, aligned),
             lease=taken_by_run(folder).run,
+            shard_model=use_ray and ray.shard_model,
         )
         num_rows, too_long = _check(job, continue_from_earlier=continue_from_earlier)
         _log_model(job)

@@ -69,8 +69,11 @@ class FlatGradients:
         self.raise_flags()
         if num_workers > 1:
             with self.clock.sum_over_workers():
-                dist.all_reduce(self.buffer)
+                self._sum_over_workers()
         return round(self._split.item())
+
+    def _sum_over_workers(self) -> None:
+        dist.all_reduce(self.buffer)
 
     def divide(self, target_tokens: int, loss_factor: float) -> tuple[float, float]:
         """Divide the sums by the target pieces, the gradients also by what losses were multiplied by before.

@@ -41,6 +41,7 @@ class TrainJob(BaseModel):
     tracking: TrackingConfig = TrackingConfig()
     alignments: str | None = None  # the folder of those of train, where attention is guided
     lease: str = ""  # the token of this run, see `training/lease.py`; without one there is no lease
+    shard_model: bool = False  # see `training/sharding.py`; a single worker has all of it
     beside: BesideConfig | None = None  # None: the training workers validate, and wait for it
 
     @property

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmt.alignments import Alignments
 from nmt.batches import MicroBatch, Rows, collate, target_tokens
 from nmt.training.ahead import Ahead
 from nmt.training.epochs import Epochs, Window
@@ -27,6 +26,7 @@ from nmt.training.record import Record
 from nmt.training.run import Run, open_epochs, start
 from nmt.training.saver import is_due, save
 from nmt.training.schedules import learning_rate
+from nmt.training.sharding import idle_microbatch
 from nmt.training.skipped import counted, failure, log_split, save_batch
 from nmt.training.step import UpdateFigures, World, train_step
 from nmt.training.validator import settle
@@ -72,7 +72,8 @@ class _Training:
         settle(self.run)  # a validation that a run was killed before
         if self.run.state is not before:
             save(self.run)
-        untried = self.run.world.device.type == "cuda"
+        # Where the model is dealt out a trial would be one of all workers, and nothing is computed in parts.
+        untried = self.run.world.device.type == "cuda" and self.run.sharding is None
         while self.run.state.stopped is None:
             with self.record.spending("data"):
                 window = self.epochs.window(self.run.state.epoch, self.run.state.window)
@@ -92,7 +93,7 @@ class _Training:
         """Do the updates of a window that are left; return whether training goes on, which it does not if all leave."""
         run = self.run
         updates = window.updates[run.state.updates_of_window :]
-        with Ahead(partial(_collated, window, run.world, run.alignments), updates) as ahead:
+        with Ahead(partial(_collated, run, window), updates) as ahead:
             for update, mine in zip(updates, ahead):
                 if run.state.update == run.job.train.max_updates:
                     break
@@ -152,15 +153,19 @@ class _Training:
         return {"seconds": round(time.monotonic() - self.started, 3), "spent": dict(self.record.spent)}
 
 
-def _collated(
-    window: Window, world: World, alignments: Alignments | None, update: list[Rows]
-) -> list[tuple[int, MicroBatch]]:
-    """Return this worker's micro-batches of an update, with their numbers; with alignments where there are any."""
+def _collated(run: Run, window: Window, update: list[Rows]) -> list[tuple[int, MicroBatch]]:
+    """Return this worker's micro-batches of an update, with their numbers; with alignments where there are any.
+
+    Where the model is dealt out an idle one fills the place that a worker has none for.
+    """
+    world, alignments = run.world, run.alignments
     mine = [(i, rows) for i, rows in enumerate(update) if i % world.size == world.rank]
     batches = [(i, collate(window, rows)) for i, rows in mine]
-    if alignments is None:
-        return batches
-    return [(i, alignments.aligned(batch, window, rows)) for (i, batch), (_, rows) in zip(batches, mine)]
+    if alignments is not None:
+        batches = [(i, alignments.aligned(batch, window, rows)) for (i, batch), (_, rows) in zip(batches, mine)]
+    if run.sharding is not None and len(mine) * world.size < len(update):
+        batches.append((len(update), idle_microbatch(run.job.train, has_source=run.model.config.has_source)))
+    return batches
 
 
 def _one_update(
@@ -188,6 +193,7 @@ def _one_update(
             rate=rate,
             world=world,
             loss_scale=before.loss_scale,
+            compute=None if run.sharding is None else run.sharding.objective,
         )
     except RowTooLarge as error:
         row = update[mine[error.place][0]][error.row]
@@ -198,8 +204,9 @@ def _one_update(
     if world.rank == 0:
         log_split(before, run.state)
     if run.state.skipped_in_a_row == config.max_skipped_updates and figures.skipped:
-        row_ids = [_row_ids(window, update[number]) for number, _ in mine]
-        where = save_batch(Path(run.job.folder), world.rank, config, before, figures, mine, row_ids)
+        planned = [(number, batch) for number, batch in mine if number < len(update)]  # all but an idle one
+        row_ids = [_row_ids(window, update[number]) for number, _ in planned]
+        where = save_batch(Path(run.job.folder), world.rank, config, before, figures, planned, row_ids)
         raise failure(config, before, figures, where)
     return figures, rate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -100,19 +100,30 @@ class Averages:
             average.copy_(held)
 
 
-def clip(gradients: Tensor, max_norm: float | None, max_value: float | None) -> float:
+def norm(gradients: Tensor) -> float:
+    """Return the L2 norm of flat gradients."""
+    return float(torch.linalg.vector_norm(gradients))
+
+
+def clip(
+    gradients: Tensor,
+    max_norm: float | None,
+    max_value: float | None,
+    norm_of: Callable[[Tensor], float] = norm,
+) -> float:
     """Return the L2 norm of the flat gradients as they were, having clipped them in place; None is no bound.
 
     First each number is held within +-`max_value`, then all are scaled down together to a norm of at most `max_norm`.
-    Gradients of a norm that is not finite stay as they are.
+    Gradients of a norm that is not finite stay as they are. `norm_of` is what tells the norm of all of them, where
+    these are a share.
     Source: Pascanu et al. 2013, "On the Difficulty of Training Recurrent Neural Networks", algorithm 1 (the norm).
     """
-    norm = clipped = float(torch.linalg.vector_norm(gradients))
-    if not math.isfinite(norm):
-        return norm
+    found = clipped = norm_of(gradients)
+    if not math.isfinite(found):
+        return found
     if max_value is not None:
         gradients.clamp_(-max_value, max_value)
-        clipped = float(torch.linalg.vector_norm(gradients))
+        clipped = norm_of(gradients)
     if max_norm is not None and clipped > max_norm:
         gradients.mul_(max_norm / clipped)
-    return norm
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from nmt.training.lease import taken_by_workers
 from nmt.training.metrics import MetricsWriter, metrics_writer
 from nmt.training.optim import Averages, make_optimizer, trained_parameters
 from nmt.training.saver import Saver
+from nmt.training.sharding import Sharding
 from nmt.training.step import World
 from nmt.training.stopping import LeaveWatch
 from nmt.training.validation import read_dev
@@ -56,7 +58,12 @@ class Run:
     saver: Saver | None  # as `metrics`
     saved_at: float = field(default_factory=time.monotonic)  # or started
     beside: RayValidations | None = None  # in the worker of rank 0, where validation goes on beside training
+    sharding: Sharding | None = None  # where the model is dealt out over the workers
     alignments: Alignments | None = None  # where attention is guided
+
+    def whole(self, *, computes: bool) -> AbstractContextManager[Seq2Seq]:
+        """Return a `with` block that has the model with whole weights, to compute with or not; all workers enter it."""
+        return nullcontext(self.model) if self.sharding is None else self.sharding.whole(computes=computes)
 
     def checkpoint_config(self) -> CheckpointConfig:
         """Return what makes the weights usable, with the scores of dev where they have just been found."""
@@ -85,14 +92,18 @@ def start(job: TrainJob, world: World, leaving: Callable[[], bool] | None = None
     if job.train.start_from is not None and not newest:
         begin_with_model(model, tokenizer, Path(job.train.start_from))
     freeze(model, job.train.freeze)
-    trained = trained_parameters(model.to(world.device))
+    sharding = Sharding(model, world) if job.shard_model and world.size > 1 else None
+    trained = trained_parameters(model.to(world.device)) if sharding is None else sharding.trained
     if job.train.compile:
         compile_model(model)
     optimizer = make_optimizer(job.train, trained)
     averages = Averages(trained, job.train.ema_decay) if job.train.ema_decay > 0.0 else None
     state = TrainState()
     for checkpoint in newest:
-        state = load_training(checkpoint, model, optimizer, averages, tokenizer.digest)
+        if sharding is None:
+            state = load_training(checkpoint, model, optimizer, averages, tokenizer.digest)
+        else:
+            state = sharding.load_training(checkpoint, optimizer, averages, tokenizer.digest)
         log.info("continuing from %s", checkpoint)
     state = _with_validations(state)
     write_workers(Path(job.folder), world, state.update)
@@ -109,13 +120,14 @@ def start(job: TrainJob, world: World, leaving: Callable[[], bool] | None = None
         references=references,
         model=model,
         optimizer=optimizer,
-        flat=FlatGradients(trained, collectors(model)),
+        flat=FlatGradients(trained, collectors(model)) if sharding is None else sharding.gradients(),
         averages=averages,
         state=state,
         metrics=metrics_writer(job, state) if world.rank == 0 else None,
         leaving=LeaveWatch(Path(job.folder), lease, leaving),
         saver=saver,
         beside=beside,
+        sharding=sharding,
         alignments=None if job.alignments is None else Alignments(Path(job.alignments), job.train.window_rows),
     )
 

@@ -36,6 +36,7 @@ from nmt.training.lease import Lease
 from pipelines.errors import InputError
 
 if TYPE_CHECKING:
+    from nmt.model.seq2seq import Seq2Seq
     from nmt.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -203,9 +204,10 @@ def save(run: Run) -> None:
 
     All workers call it at the same updates; it is the one of rank 0 that writes.
     """
+    held = (run.optimizer, run.averages, run.checkpoint_config(), run.state)
+    content = None if run.sharding is None else run.sharding.training_content(*held)  # by all workers
     if run.saver is not None:
-        content = training_content(run.model, run.optimizer, run.averages, run.checkpoint_config(), run.state)
-        run.saver.save(run.state, content)
+        run.saver.save(run.state, content or training_content(run.model, *held))
     run.saved_at = time.monotonic()
 
 
@@ -215,11 +217,11 @@ def is_due(run: Run) -> bool:
     return run.saver is not None and minutes is not None and time.monotonic() - run.saved_at >= 60.0 * minutes
 
 
-def save_best(run: Run) -> None:
-    """Have the weights as they are now written as the model of this update, where translations were the best."""
+def save_best(run: Run, model: Seq2Seq) -> None:
+    """Have the weights of `model` written as the model of this update, where translations were the best."""
     if run.saver is not None:
         folder = best_folder(run.job.checkpoints, run.state.update)
-        run.saver.save_model(folder, model_content(run.model, run.checkpoint_config()))
+        run.saver.save_model(folder, model_content(model, run.checkpoint_config()))
 
 
 def best_folder(checkpoints: Path, update: int) -> Path:

@@ -18,6 +18,7 @@ from nmt.config import TrainConfig
 from nmt.model.embeddings import RowsNoise
 from nmt.model.seq2seq import Seq2Seq
 from nmt.objectives.objective import objective
+from nmt.objectives.supervised import Loss
 from nmt.precision import INITIAL_SCALE, autocast
 from nmt.training.gradients import FlatGradients
 from nmt.training.memory import Part, in_parts
@@ -64,11 +65,13 @@ def train_step(
     rate: float,
     world: World,
     loss_scale: float = INITIAL_SCALE,
+    compute: Callable[..., Loss] | None = None,
 ) -> UpdateFigures:
     """Return the figures of one update, done, or left out because its loss or its gradient is not finite.
 
     `microbatches` are this worker's share, with their numbers within the update; `target_tokens` counts the target
-    pieces of all workers' micro-batches; `rate` is the learning rate; `loss_scale` is of float16 alone.
+    pieces of all workers' micro-batches; `rate` is the learning rate; `loss_scale` is of float16 alone; `compute` is
+    what computes `objective`, where that is more than a call.
     An update that is left out changes no weight, moment, average or running statistic. Raises as `in_parts` does where
     a micro-batch does not fit into memory.
     """
@@ -78,7 +81,7 @@ def train_step(
         flat.hold(pretrained_tables(model), update < frozen)
     # In float16 the gradient is that of the mean loss times the scale: of the sum it would be beyond its numbers.
     factor = loss_scale / target_tokens if config.precision == "float16" else 1.0
-    add = adder(model, flat, microbatches, config, update=update, device=world.device, factor=factor)
+    add = adder(model, flat, microbatches, config, update=update, device=world.device, factor=factor, compute=compute)
     num_split = in_parts([len(batch.target) for _, batch in microbatches], add, flat.zero, flat.undivided())
     flat.clock.end_computing()
     num_split = flat.reduce(world.size, num_split)
@@ -105,6 +108,7 @@ def adder(
     update: int,
     device: torch.device,
     factor: float = 1.0,
+    compute: Callable[..., Loss] | None = None,
 ) -> Callable[[Part], None]:
     """Return what adds the gradients of a part of these micro-batches: of the summed loss times `factor`.
 
@@ -117,7 +121,7 @@ def adder(
         generator.manual_seed(noise_seed(config.seed, update, number))
         noise = generator if part.is_whole() else RowsNoise(generator, part.start, part.end, part.total)
         with autocast(config.precision, device):
-            loss = objective(model, part.of(batch).to(device), noise, config, update)
+            loss = (compute or objective)(model, part.of(batch).to(device), noise, config, update)
         loss.total.backward(loss.total.new_full((), factor))  # type: ignore[no-untyped-call]
         flat.add_losses(loss.total, loss.nll)
 

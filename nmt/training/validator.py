@@ -121,15 +121,15 @@ def _at_epoch(state: TrainState) -> bool:
 def _validate(run: Run) -> None:
     """Score the (averaged) weights, or have them scored beside training."""
     update, epoch = run.state.update, run.state.epoch - _at_epoch(run.state)  # the epoch of the last update
-    with averaged(run):
+    with averaged(run), run.whole(computes=run.job.beside is None) as model:
         if run.job.beside is None:
-            _judge(run, update, epoch, _scores(run, run.model))
+            _judge(run, update, epoch, _scores(run, model))
             if update in dict(run.state.best_models):
-                save_best(run)
+                save_best(run, model)
             return
         if run.saver is not None and run.beside is not None:
             folder = asked_folder(run.job.checkpoints, update)
-            content = model_content(run.model, run.checkpoint_config())
+            content = model_content(model, run.checkpoint_config())
             run.saver.save_model(folder, content, functools.partial(run.beside.ask, update))
     asked = (*run.state.pending_validations, (update, epoch))
     run.state = run.state.model_copy(update={"pending_validations": asked})
