@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from nmt.checkpoint import TrainState, training_checkpoints
+from nmt.ray_session import ray_session
 from nmt.train import train
 from nmt.training.epochs import Epochs
 from nmt.training.metrics import read_metrics
@@ -28,6 +30,13 @@ from tests.nmt.toy_runs import (
     final_weights,
     run_train,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray(toy: ToyStages) -> Iterator[None]:
+    """Have one Ray for all runs of this module: it takes longer to start than they do to train."""
+    with ray_session(toy.ray, num_cpus=3):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +154,7 @@ def test_augmentation_and_weights_make_the_rows_of_each_epoch(augmented: StageRu
     assert records[0]["total_updates"] == 3 * len(prepared[0].updates)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_workers_computes_the_same_updates_of_changed_rows(
     texted: ToyStages, augmented: StageRun, tmp_path: Path, workers: int
 ) -> None:
