@@ -272,7 +272,8 @@ def _model_table(recipe: Recipe, runs: Mapping[str, StageRun]) -> str:
         "Parameters": f"{counters['parameters']:,}",
         "Tokeniser": f"{recipe.tokenizer.kind}, {recipe.tokenizer.vocab_size:,} pieces"
         + (", joint" if recipe.tokenizer.joint else " for each language"),
-        "Training": f"{counters['updates']:,} updates, {counters['epochs']} epochs, {counters['train_rows']:,} rows; "
+        "Training": f"{counters['updates']:,} updates, {counters['epochs']} epochs, "
+        f"{'about ' if 'train_rows_estimated' in counters else ''}{counters['train_rows']:,} rows; "
         f"stopped by {counters['stopped']}; published: update {counters['best_update']:,}",
         "Best on dev": f"{best_on_dev(counters)}, loss {counters['best_loss']:.4f}",
     }

@@ -51,6 +51,7 @@ from nmt.training.beginnings import (
     record_start,
     resolved,
 )
+from nmt.training.epochs import RowCounts
 from nmt.training.job import TrainJob
 from nmt.training.lease import taken_by_run
 from nmt.training.ledger import ledger
@@ -142,7 +143,7 @@ def train(
             lease=taken_by_run(folder).run,
             shard_model=use_ray and ray.shard_model,
         )
-        num_rows, too_long = _check(job, continue_from_earlier=continue_from_earlier)
+        rows = _check(job, continue_from_earlier=continue_from_earlier)
         _log_model(job)
         with progress_shown(folder / METRICS_FILE):
             if use_ray:
@@ -152,7 +153,7 @@ def train(
                 with ending_by_signals(job):
                     train_loop(job, World(0, 1, device))
         beside = ray.validation_workers if use_ray else 0
-        return _finished(job, num_rows, too_long, num_workers(folder), beside, prices)
+        return _finished(job, rows, num_workers(folder), beside, prices)
 
     settings: dict[str, Any] = {
         # Where files of vectors lie decides nothing: what they hold is among the inputs.
@@ -170,7 +171,7 @@ def train(
     return run_stage("train", STAGE_VERSION, settings, inputs, root, body, keeps_partial_output=True)
 
 
-def _check(job: TrainJob, *, continue_from_earlier: bool) -> tuple[int, int]:
+def _check(job: TrainJob, *, continue_from_earlier: bool) -> RowCounts:
     """Return the rows to train on and those that are too long; raise what is the user's to mend before a start.
 
     Files of vectors are read here, once for all workers, where there is no checkpoint to continue from.
@@ -183,7 +184,7 @@ def _check(job: TrainJob, *, continue_from_earlier: bool) -> tuple[int, int]:
         load_config(newest, tokenizer=tokenizer.digest)
     if job.model.vectors() and newest is None:
         prepare(job.model, tokenizer, read_parts(Path(job.shards) / "train"), Path(job.folder))
-    return rows.trainable, rows.too_long
+    return rows
 
 
 def _log_model(job: TrainJob) -> None:
@@ -200,7 +201,7 @@ def _log_model(job: TrainJob) -> None:
 
 
 def _finished(
-    job: TrainJob, num_rows: int, too_long: int, num_workers: int, validation_workers: int, prices: PricesConfig
+    job: TrainJob, rows: RowCounts, num_workers: int, validation_workers: int, prices: PricesConfig
 ) -> StageResult:
     folder = Path(job.folder)
     state = read_state(training_checkpoints(job.checkpoints)[-1])
@@ -219,8 +220,9 @@ def _finished(
         **{f"best_{name}": dev[name] for name in ("bleu", "chrf", "loss") if name in dev},
         **averaging_counters(job.train, state),
         "parameters": model.num_parameters(),
-        "train_rows": num_rows,
-        "rows_too_long": too_long,
+        "train_rows": rows.trainable,
+        "rows_too_long": rows.too_long,
+        **({} if rows.exact else {"train_rows_estimated": True}),
         "target_tokens": state.target_tokens,
         "target_tokens_per_s": round(state.target_tokens / max(state.seconds, 1e-9), 1),
         "num_workers": num_workers,
@@ -228,8 +230,8 @@ def _finished(
         "stopped": state.stopped,
     }
     if (side := job.model.only_side()) is not None:
-        rows = one_sided(read_shards(Path(job.shards) / "dev"), side)
-        counters |= describe_dev(dev["loss"], rows, Path(job.references), side)
+        scored = one_sided(read_shards(Path(job.shards) / "dev"), side)
+        counters |= describe_dev(dev["loss"], scored, Path(job.references), side)
     if (folder / COVERAGE_FILE).exists():
         counters["embedding_coverage"] = {table: found.model_dump() for table, found in read_coverage(folder).items()}
         (folder / ROWS_FILE).unlink(missing_ok=True)

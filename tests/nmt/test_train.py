@@ -57,6 +57,7 @@ def test_training_lowers_the_dev_loss_and_keeps_the_best_checkpoint(undisturbed:
     assert config["dev"]["bleu"] == best["bleu"]
     assert counters["stopped"] == "max_epochs"
     assert counters["train_rows"] == 240
+    assert "train_rows_estimated" not in counters
 
 
 def test_tensorboard_is_written(undisturbed: StageRun) -> None:

@@ -69,6 +69,7 @@ def test_an_epoch_is_all_of_its_windows(undisturbed: StageRun, planned: list[lis
     assert counters["updates"] == sum(sum(of_epoch) for of_epoch in planned)
     assert counters["epochs"] == 3
     assert (counters["train_rows"], counters["rows_too_long"]) == (240, 0)
+    assert counters["train_rows_estimated"]
     targets = read_shards(cut.encoded.folder / "shards" / "train").tgt
     assert counters["target_tokens"] == 3 * len(targets)
     records = read_metrics(undisturbed.folder / "metrics.jsonl")
