@@ -20,13 +20,12 @@ from nmt.training.gradients import Flags
 from nmt.training.job import TrainJob
 from nmt.training.ledger import attempt
 from nmt.training.memory import RowTooLarge
-from nmt.training.probe import probe
+from nmt.training.probe import idle_microbatch, probe
 from nmt.training.process import set_up_process
 from nmt.training.record import Record
 from nmt.training.run import Run, open_epochs, start
 from nmt.training.saver import is_due, save
 from nmt.training.schedules import learning_rate
-from nmt.training.sharding import idle_microbatch
 from nmt.training.skipped import counted, failure, log_split, save_batch
 from nmt.training.step import UpdateFigures, World, train_step
 from nmt.training.validator import settle

@@ -102,6 +102,13 @@ def trial_batch(rows: int, pieces: int, config: TrainConfig, *, has_source: bool
     )
 
 
+def idle_microbatch(config: TrainConfig, *, has_source: bool) -> MicroBatch:
+    """Return a micro-batch of one row, whose target has no piece: all sums over it are 0."""
+    batch = trial_batch(1, 1, config, has_source=has_source)
+    unlinked = None if batch.alignment is None else torch.zeros_like(batch.alignment)
+    return batch._replace(target_lengths=torch.zeros_like(batch.target_lengths), alignment=unlinked)
+
+
 def trial_of(
     model: Seq2Seq, flat: FlatGradients, config: TrainConfig, device: torch.device
 ) -> Callable[[int, int], None]:

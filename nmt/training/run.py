@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -28,13 +29,15 @@ from nmt.training.lease import taken_by_workers
 from nmt.training.metrics import MetricsWriter, metrics_writer
 from nmt.training.optim import Averages, make_optimizer, trained_parameters
 from nmt.training.saver import Saver
-from nmt.training.sharding import Sharding
 from nmt.training.step import World
 from nmt.training.stopping import LeaveWatch
 from nmt.training.validation import read_dev
 from nmt.training.workers import write_workers
 from pipelines.shards import ShardColumns
 from pipelines.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nmt.training.sharding import Sharding
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +95,7 @@ def start(job: TrainJob, world: World, leaving: Callable[[], bool] | None = None
     if job.train.start_from is not None and not newest:
         begin_with_model(model, tokenizer, Path(job.train.start_from))
     freeze(model, job.train.freeze)
-    sharding = Sharding(model, world) if job.shard_model and world.size > 1 else None
+    sharding = _dealt_out(model, world) if job.shard_model and world.size > 1 else None
     trained = trained_parameters(model.to(world.device)) if sharding is None else sharding.trained
     if job.train.compile:
         compile_model(model)
@@ -130,6 +133,12 @@ def start(job: TrainJob, world: World, leaving: Callable[[], bool] | None = None
         sharding=sharding,
         alignments=None if job.alignments is None else Alignments(Path(job.alignments), job.train.window_rows),
     )
+
+
+def _dealt_out(model: Seq2Seq, world: World) -> Sharding:
+    from nmt.training.sharding import Sharding  # only here: what it needs of torch takes a second to import
+
+    return Sharding(model, world)
 
 
 def _agreed(newest: list[Path], world: World) -> list[Path]:

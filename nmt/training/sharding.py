@@ -44,15 +44,7 @@ from nmt.objectives.objective import objective
 from nmt.objectives.supervised import Loss
 from nmt.training.gradients import FlatGradients
 from nmt.training.optim import Averages, clip, trained_parameters
-from nmt.training.probe import trial_batch
 from nmt.training.step import World
-
-
-def idle_microbatch(config: TrainConfig, *, has_source: bool) -> MicroBatch:
-    """Return a micro-batch of one row, whose target has no piece: all sums over it are 0."""
-    batch = trial_batch(1, 1, config, has_source=has_source)
-    unlinked = None if batch.alignment is None else torch.zeros_like(batch.alignment)
-    return batch._replace(target_lengths=torch.zeros_like(batch.target_lengths), alignment=unlinked)
 
 
 class Sharding:

@@ -37,7 +37,8 @@ from nmt.objectives.supervised import Loss
 from nmt.training.beginnings import freeze
 from nmt.training.gradients import FlatGradients
 from nmt.training.optim import Averages, make_optimizer, trained_parameters
-from nmt.training.sharding import Sharding, idle_microbatch
+from nmt.training.probe import idle_microbatch
+from nmt.training.sharding import Sharding
 from nmt.training.step import UpdateFigures, World, train_step
 from pipelines.errors import InputError
 from tests.nmt.conftest import ToyStages
