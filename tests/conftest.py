@@ -1,4 +1,4 @@
-"""What all tests share: quiet libraries, Prefect's files in a temporary folder, and one Prefect server."""
+"""What all tests share: quiet libraries, no test by the clock, and one Prefect server with a temporary home."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 _TEMPORARY: list[str] = []
 
@@ -20,6 +21,11 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
     "NO_COLOR": "1",
 }
+
+
+# A machine may have much else to do: how long an example takes says nothing.
+settings.register_profile("seqloom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("seqloom")
 
 
 def pytest_configure(config: pytest.Config) -> None:

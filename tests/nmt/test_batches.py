@@ -19,7 +19,7 @@ from pipelines.tokenizer import BOS_ID, PAD_ID
 lengths = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=200)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths, st.integers(1, 300), st.integers(1, 4), st.integers(0, 3))
 def test_every_row_is_in_one_micro_batch_within_the_budget(
     pairs: list[tuple[int, int]], budget: int, per_update: int, epoch: int
@@ -92,7 +92,7 @@ def row_by_row(order: Rows, lengths: Lengths, budget: int) -> list[list[int]]:
     return [*runs, order[start:].tolist()]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, 30), max_size=120), st.booleans(), st.integers(1, 200))
 def test_rows_are_packed_as_by_a_loop_over_them(found: list[int], ascending: bool, budget: int) -> None:
     lengths = np.asarray(sorted(found) if ascending else found, dtype=np.int64)

@@ -369,7 +369,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters
     pairs=st.lists(st.tuples(TEXT, TEXT), max_size=12), rows_per_piece=st.integers(1, 14), batch_rows=st.integers(1, 9),
     suffix=st.sampled_from(SUFFIXES),
 )  # fmt: skip
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_each_form_gives_the_same_rows_in_pieces_of_any_size(
     tmp_path_factory: pytest.TempPathFactory,
     pairs: list[tuple[str, str]],
@@ -401,7 +401,6 @@ def test_each_form_gives_the_same_rows_in_pieces_of_any_size(
     lines=st.lists(st.tuples(*[st.binary(max_size=9).map(lambda line: line.replace(b"\n", b""))] * 2), max_size=15),
     rows_per_piece=st.integers(1, 17), suffix=st.sampled_from(SUFFIXES),
 )  # fmt: skip
-@settings(deadline=None)
 def test_lines_of_any_bytes_stay_aligned_in_pieces_of_any_size(
     tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[bytes, bytes]], rows_per_piece: int, suffix: str
 ) -> None:

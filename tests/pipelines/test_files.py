@@ -16,7 +16,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from compressed import COMPRESS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import files
@@ -73,7 +73,6 @@ def test_zstd_may_begin_with_a_skippable_frame(tmp_path: Path) -> None:
     assert content(tmp_path / "a") == b"text"
 
 
-@settings(deadline=None)
 @given(parts=st.lists(st.binary(max_size=300), min_size=1, max_size=4), block=st.integers(1, 400))
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_all_members_are_read_whatever_the_blocks(

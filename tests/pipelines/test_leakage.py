@@ -288,7 +288,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(TRAIN, ROWS, CONFIGS, st.sampled_from([EN_DE, EN_ZH]))
 def test_leaks_are_those_of_a_plain_loop(
     train: list[Pair], rows: list[HeldOut], config: LeakageConfig, languages: LanguagesConfig
@@ -296,7 +296,7 @@ def test_leaks_are_those_of_a_plain_loop(
     assert leaks(train, index(rows, config, languages)) == [reference(pair, rows, config, languages) for pair in train]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(TRAIN, ROWS, st.sampled_from([0.3, 0.5, 0.8]), st.integers(1, 40), st.integers(1, 6))
 def test_neither_steps_nor_counters_that_are_shared_change_the_answer(
     train: list[Pair], rows: list[HeldOut], overlap: float, meetings: int, slot_bits: int
@@ -326,7 +326,6 @@ def test_every_held_out_text_is_found_among_many() -> None:
 # --- Parts and files -----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(ROWS, CONFIGS, st.integers(1, 4), st.randoms(use_true_random=False))
 def test_parts_merge_into_what_they_are_together(
     rows: list[HeldOut], config: LeakageConfig, size: int, dice: random.Random

@@ -104,7 +104,7 @@ def plain_table(lexicon: Lexicon, side: str) -> tuple[dict[tuple[str, str], floa
     return dict(zip(turned, lexicon.given_tgt.tolist())), null, dict(zip(tgt, lexicon.tgt.totals.tolist()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CORPORA, CORPORA)
 def test_a_match_is_that_of_plain_loops(known: list[tuple[str, str]], asked: list[tuple[str, str]]) -> None:
     lexicon = fitted(*map(list, zip(*known)), iterations=3)

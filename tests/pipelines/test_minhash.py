@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import minhash as module
@@ -74,13 +74,11 @@ def test_signatures_are_the_same_on_every_machine() -> None:
     assert signatures(of("A dog runs."), 3)[0, :4].tolist() == [1681724944, 1065509321, 1065509321, 1681724944]
 
 
-@settings(deadline=None)
 @given(TEXTS, st.integers(1, 12))
 def test_a_signature_is_the_least_hash_of_each_bin(texts: list[str], shingle: int) -> None:
     assert signatures(of(*texts), shingle).tolist() == [signature_of(hashes_of(text, shingle)) for text in texts]
 
 
-@settings(deadline=None)
 @given(TEXTS, st.integers(1, 12))
 def test_a_pair_is_the_set_of_both_sides_shingles(texts: list[str], shingle: int) -> None:
     salts = (module._SOURCE, module._TARGET)
@@ -255,7 +253,6 @@ def likenesses(draw: st.DrawFn) -> tuple[Signatures, list[int], list[float]]:
     return signed, (dice.permutation(rows) * 3).tolist(), priority
 
 
-@settings(deadline=None)
 @given(likenesses(), st.sampled_from([0.5, 0.8, 0.9, 1.0]))
 def test_a_row_goes_for_the_best_one_that_it_is_like(
     rows: tuple[Signatures, list[int], list[float]], threshold: float
@@ -267,7 +264,6 @@ def test_a_row_goes_for_the_best_one_that_it_is_like(
     assert rows_of(found) == brute_force(signed, threshold, row_id, priority, share_a_key=True)
 
 
-@settings(deadline=None)
 @given(likenesses())
 def test_rows_that_all_share_a_key_are_judged_by_similarity_alone(
     rows: tuple[Signatures, list[int], list[float]],
@@ -284,7 +280,6 @@ def test_rows_that_all_share_a_key_are_judged_by_similarity_alone(
     assert rows_of(found) == brute_force(signed, 0.8, row_id, priority, share_a_key=False)
 
 
-@settings(deadline=None)
 @given(likenesses(), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_neither_order_nor_partition_nor_steps_change_the_answer(
     rows: tuple[Signatures, list[int], list[float]], partitions: int, dice: random.Random
@@ -365,7 +360,6 @@ def test_a_priority_that_is_no_number_is_refused() -> None:
         )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(TEXTS)
 def test_a_signature_does_not_depend_on_the_rows_around_it(texts: list[str]) -> None:
     together = signatures(of(*texts), 5)

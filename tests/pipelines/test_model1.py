@@ -93,7 +93,7 @@ def plain_step(
     return probabilities, counts, total / sum(len(target) for _, target in pairs)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(CORPORA)
 def test_steps_are_those_of_loops_over_all_words(pairs: list[tuple[list[str], list[str]]]) -> None:
     corpus = Corpus([(" ".join(source), " ".join(target)) for source, target in pairs])

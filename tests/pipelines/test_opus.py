@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import opus
@@ -281,7 +281,6 @@ def test_a_zip_that_would_not_fit_is_not_unzipped(toy: Opus, tmp_path: Path, mon
     assert visible(tmp_path) == ["a.zip"]
 
 
-@settings(deadline=None)
 @given(
     places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
     kept=st.one_of(st.just(1.0), st.floats(0, 1)),

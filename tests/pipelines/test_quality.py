@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.config import LanguagesConfig
@@ -257,7 +257,6 @@ def test_random_verdicts_cannot_be_told_apart() -> None:
 # --- Features of pairs -----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["the house", "", "Das Haus"]))
 def test_features_are_scores_and_words_and_lengths(text: str) -> None:
     src, tgt = pa.array(["the house", "the book", text]), pa.array(["das Haus", "das Buch", "das große alte Haus"])

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import readers
@@ -66,7 +66,6 @@ def of_text(data: bytes, columns: Columns, form: type[TsvReader] | type[JsonlRea
 # --- Lines -----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(lines=st.lists(LINE, max_size=20), end=st.booleans(), take=st.integers(1, 7), read=st.integers(1, 40))
 def test_lines_are_those_of_a_plain_split(lines: list[bytes], end: bool, take: int, read: int) -> None:
     data = b"\n".join(lines) + (b"\n" if end and lines else b"")
@@ -77,7 +76,6 @@ def test_lines_are_those_of_a_plain_split(lines: list[bytes], end: bool, take: i
     assert found == [(text, None, reason) for text, reason in map(decoded, expected)]
 
 
-@settings(deadline=None)
 @given(pairs=st.lists(st.tuples(LINE, LINE), max_size=20), read=st.integers(1, 40), held=st.integers(1, 60))
 def test_aligned_lines_stay_together_whatever_the_blocks(
     pairs: list[tuple[bytes, bytes]], read: int, held: int
@@ -91,7 +89,6 @@ def test_aligned_lines_stay_together_whatever_the_blocks(
     assert found == [(src, tgt, src_reason or tgt_reason) for (src, src_reason), (tgt, tgt_reason) in expected]
 
 
-@settings(deadline=None)
 @given(lines=st.lists(LINE, min_size=1, max_size=30), held=st.integers(1, 100), read=st.integers(1, 40))
 def test_as_many_lines_are_ready_as_fit(lines: list[bytes], held: int, read: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -109,7 +106,6 @@ def test_as_many_lines_are_ready_as_fit(lines: list[bytes], held: int, read: int
     assert at == len(lines)
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=12), read=st.integers(1, 40), take=st.integers(1, 5),
     end=st.sampled_from([b"\n", b"\r\n"]),
@@ -177,7 +173,6 @@ def test_a_million_empty_lines_are_rows() -> None:
 # --- TSV -------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     lines=st.lists(st.lists(st.binary(max_size=5).map(lambda field: re.sub(rb"[\t\r\n]", b"", field)), max_size=4)),
     src=st.integers(0, 3), tgt=st.integers(0, 3),
@@ -220,7 +215,6 @@ JSON_VALUE = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     objects=st.lists(st.one_of(JSON_VALUE, st.dictionaries(st.sampled_from(["src", "tgt", "x"]), JSON_VALUE))),
     ascii=st.booleans(),
@@ -284,7 +278,6 @@ def test_scores_of_jsonl_are_its_numbers() -> None:
 # --- Chunks ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 9), max_size=6), take=st.integers(1, 12), held=st.integers(1, 12)
 )  # fmt: skip
@@ -357,7 +350,6 @@ def test_a_number_is_a_decimal_that_float32_holds(text: str | None, number: floa
     assert found == pa.array([number], pa.float32())
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_numbers_are_exact(values: Sequence[float]) -> None:
     found = numbers(pa.array([repr(value) for value in values], pa.string())).to_pylist()

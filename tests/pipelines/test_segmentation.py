@@ -83,7 +83,7 @@ def merged_one_by_one(word: str, key: np.ndarray, dropout: float) -> list[int]:
     return [IDS[symbol] for symbol in symbols]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(words, min_size=1, max_size=6), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
 def test_bpe_dropout_is_the_papers_algorithm(texts: list[str], dropout: float) -> None:
     keys = keys_of(len(texts))
@@ -95,7 +95,7 @@ def test_bpe_dropout_is_the_papers_algorithm(texts: list[str], dropout: float) -
         assert ids.tolist() == list(chain.from_iterable(expected))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(words, min_size=1, max_size=6), st.sampled_from(["unigram", "bpe"]))
 def test_pieces_spell_the_text_and_depend_on_nothing_but_their_key(texts: list[str], kind: str) -> None:
     keys = keys_of(len(texts))

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import shingles as module
@@ -45,13 +45,11 @@ def test_hashes_are_the_same_on_every_machine() -> None:
     assert by_row(of(["A dog."], 3)) == [[0x448C17B5A337C7F8, 0x2845F6E9643D1610]]
 
 
-@settings(deadline=None)
 @given(TEXTS, st.integers(1, 20), st.sampled_from([0, 1, 0xC2B2AE3D27D4EB4F]))
 def test_a_shingle_is_a_window_of_the_folded_text(texts: list[str], length: int, salt: int) -> None:
     assert by_row(of(texts, length, salt)) == [reference(text, length, salt) for text in texts]
 
 
-@settings(deadline=None)
 @given(TEXTS, st.integers(1, 20), st.integers(1, 30))
 def test_what_is_hashed_in_one_go_changes_nothing(texts: list[str], length: int, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import InputError
@@ -69,7 +69,6 @@ def test_a_licence_is_restated_in_the_file(text: Path) -> None:
     assert read_intact(text.parent, "toy") == record.model_copy(update={"licence": "ours"})
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([b"", b"a", b"\r", b"\n", b"\xc2\x85\n"])))
 def test_only_line_feeds_end_lines(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes]) -> None:
     content = b"".join(parts)

@@ -6,7 +6,7 @@ import io
 from xml.sax.saxutils import escape
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import tmx
@@ -48,7 +48,6 @@ def refusal(text: str | bytes) -> InputError:
 # --- Text ------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(pairs=st.lists(st.tuples(XML_TEXT, XML_TEXT), max_size=5), block=st.integers(1, 200))
 def test_texts_are_as_they_were_written_whatever_the_blocks(pairs: list[tuple[str, str]], block: int) -> None:
     body = "".join(unit(escape(src), escape(tgt)) for src, tgt in pairs)

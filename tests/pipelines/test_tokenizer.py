@@ -58,7 +58,7 @@ def test_decoding_gives_the_encoded_text_back(tmp_path: Path, kind: str) -> None
 
 
 @given(st.text(alphabet="Dasrotegünweiß3517,.€ ", max_size=60).map(lambda text: " ".join(text.split())))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_text_of_known_characters_comes_back(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode_target(tokenizer.encode_target([text])) == [text]
 

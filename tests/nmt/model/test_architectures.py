@@ -514,7 +514,7 @@ def assert_keeps_the_contracts(model: Seq2Seq) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_any_valid_config_is_a_model_that_keeps_the_contracts(name: str) -> None:
-    @settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=25, derandomize=True, database=None)
     @given(configs(name))
     def check(config: ModelTable) -> None:
         model = built(config)

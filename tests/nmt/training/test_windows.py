@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nmt.training.windows import draw_windows
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 400), st.integers(0, 5))
 def test_each_shard_is_in_one_window(sizes: list[int], window_rows: int, epoch: int) -> None:
     windows = draw_windows(1, epoch, sizes, window_rows)
