@@ -65,7 +65,10 @@ class Run:
     alignments: Alignments | None = None  # where attention is guided
 
     def whole(self, *, computes: bool) -> AbstractContextManager[Seq2Seq]:
-        """Return a `with` block that has the model with whole weights, to compute with or not; all workers enter it."""
+        """Return a `with` block that has the model with whole weights, to compute with on all workers, or to write.
+
+        All workers enter it; see `Sharding.whole`.
+        """
         return nullcontext(self.model) if self.sharding is None else self.sharding.whole(computes=computes)
 
     def checkpoint_config(self) -> CheckpointConfig:

@@ -57,7 +57,7 @@ class Sharding:
     def __init__(self, model: Seq2Seq, world: World) -> None:
         # To read whole weights into, in the host's memory.
         self._whole = copy.deepcopy(model)
-        self._device = world.device
+        self._device, self._writes = world.device, world.rank == 0
         self._mesh = init_device_mesh(world.device.type, (world.size,))
         self._root = _Root(model)
         wanted = [id(parameter) for parameter in trained_parameters(model)]
@@ -96,26 +96,31 @@ class Sharding:
 
     @contextlib.contextmanager
     def whole(self, *, computes: bool) -> Iterator[Seq2Seq]:
-        """Give all workers the model with whole weights for the time of a `with` block.
+        """Give the model with whole weights for the time of a `with` block, which all workers enter.
 
-        Where it `computes` it is on the device, else in the host's memory.
+        Where it `computes` they all have it on the device, else the worker of rank 0 alone, in the host's memory.
         """
         try:
-            yield self._gathered().to(self._device if computes else torch.device("cpu"))
+            yield self._gathered(computes or self._writes).to(self._device if computes else torch.device("cpu"))
         finally:
             self._whole.cpu()
 
     def training_content(
         self, optimizer: torch.optim.Optimizer, averages: Averages | None, config: CheckpointConfig, state: TrainState
-    ) -> Content:
-        """Return what training continues from, as one process without shares has it. All workers call it."""
-        content = training_content(self._gathered(), optimizer, averages, config, state)
+    ) -> Content | None:
+        """Return what training continues from, as one process without shares has it, to the worker of rank 0.
+
+        All workers call it; the others help to gather, and keep nothing.
+        """
+        content = training_content(self._gathered(self._writes), optimizer, averages, config, state)
         for file in (OPTIMIZER_FILE, AVERAGES_FILE):
             for name, tensor in content.tensors.get(file, {}).items():
                 if tensor.dim():  # what is no count of updates
                     dealt = self._as_dealt(tensor, self._trained[int(name.partition("/")[0])])
-                    content.tensors[file][name] = dealt.full_tensor().cpu()
-        return content
+                    whole = dealt.full_tensor()
+                    if self._writes:
+                        content.tensors[file][name] = whole.cpu()
+        return content if self._writes else None
 
     def load_training(
         self, folder: Path, optimizer: torch.optim.Optimizer, averages: Averages | None, tokenizer: str
@@ -128,9 +133,12 @@ class Sharding:
         return state
 
     @torch.no_grad()
-    def _gathered(self) -> Seq2Seq:
+    def _gathered(self, keeps: bool) -> Seq2Seq:
+        """Return the model in the host's memory, with the weights as they are now where this worker keeps them."""
         for parameter, dealt in zip(self._whole.parameters(), self._dealt):
-            parameter.copy_(dealt.full_tensor())
+            weight = dealt.full_tensor()  # by all workers together
+            if keeps:
+                parameter.copy_(weight)
         return self._whole
 
     def _share(self, number: int, whole: Tensor) -> Tensor:

@@ -119,7 +119,8 @@ def learn(case: tuple[str, str], rank: int, size: int, folder: Path) -> list[Upd
             save_training(folder, model, optimizer, averages, about, state)
             continue
         content = sharding.training_content(optimizer, averages, about, state)
-        if rank == 0:
+        assert (content is not None) == (rank == 0)
+        if content is not None:
             write_checkpoint(folder / f"update-{last:08d}", content)
         torch.distributed.barrier()
     return figures
