@@ -5,7 +5,7 @@ Shapes: B batch, S source length, T target steps, E embedding_dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -113,6 +113,13 @@ def build(config: TransformerConfig, source_size: int, target_size: int) -> Seq2
     return Seq2Seq(config, source_size, target_size, Encoder(config), Decoder(config))
 
 
+def _layers(model: Seq2Seq) -> Iterator[nn.Module]:
+    yield from cast(Encoder, model.encoder).layers
+    for layer in cast(Iterable[DecoderLayer], cast(Decoder, model.decoder).layers):
+        yield layer.cross_attention.keys_values  # called for all layers before the first one is
+        yield layer
+
+
 ARCHITECTURE = Architecture(
     "transformer",
     TransformerConfig,
@@ -159,4 +166,5 @@ ARCHITECTURE = Architecture(
             {"encoder_layers": 12, "decoder_layers": 1},
         ),
     ),
+    _layers,
 )

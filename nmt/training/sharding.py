@@ -28,6 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from nmt.architectures import architecture
 from nmt.batches import MicroBatch
 from nmt.checkpoint import (
     AVERAGES_FILE,
@@ -62,7 +63,7 @@ class Sharding:
         self._root = _Root(model)
         wanted = [id(parameter) for parameter in trained_parameters(model)]
         places = [i for i, parameter in enumerate(model.parameters()) if id(parameter) in wanted]
-        for part in (model.encoder, model.decoder):
+        for part in (*architecture(model.config.architecture).layers(model), model.encoder, model.decoder):
             if any(True for _ in part.parameters()):
                 fully_shard(part, mesh=self._mesh)
                 if part is model.decoder:

@@ -86,6 +86,9 @@ SIZES = {
     ),
     "convolutional": Size("hidden_dim", {"dropout": 0.2}, 2e-3),
 }
+# Of a variant itself, where its paper's depth does not fit the parameters: twice the others' encoder layers and one
+# decoder layer, as the paper has 12 and 1 beside 6 and 6.
+KEYS = {"transformer-deep-shallow": {"encoder_layers": 6, "decoder_layers": 1}}
 
 
 @dataclass(frozen=True)
@@ -195,10 +198,10 @@ def read(stages: Path) -> Data:
 
 def sized(name: str, variant: Variant, tokenizer: Tokenizer, parameters: int) -> ModelTable:
     """Return the variant's config at the size whose parameters are nearest. Raises ValueError beyond TOLERANCE."""
-    size = SIZES[name]
+    size, own = SIZES[name], {**variant.keys, **KEYS.get(variant.name, {})}
 
     def config(units: int) -> ModelTable:
-        keys = {"embedding_dim": EMBEDDING_DIM, size.solved: units, **size.keys, **variant.keys, "architecture": name}
+        keys = {"embedding_dim": EMBEDDING_DIM, size.solved: units, **size.keys, **own, "architecture": name}
         return architecture(name).table.model_validate(keys)
 
     def number(units: int) -> int:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
-from nmt.architectures import build_model
+from nmt.architectures import architecture, build_model
 from nmt.batches import collate
 from nmt.checkpoint import (
     AVERAGES_FILE,
@@ -31,6 +32,7 @@ from nmt.config import ModelTable, RayConfig, TrainConfig, check_sharding
 from nmt.model.convolutional import ConvolutionalConfig
 from nmt.model.language_model import RecurrentLanguageModelConfig
 from nmt.model.recurrent_config import RecurrentConfig
+from nmt.model.seq2seq import Seq2Seq
 from nmt.model.transformer_config import TransformerConfig
 from nmt.objectives.objective import objective
 from nmt.objectives.supervised import Loss
@@ -73,6 +75,20 @@ def spoiled(compute: Callable[..., Loss]) -> Callable[..., Loss]:
     return found
 
 
+def watch_layers(model: Seq2Seq) -> list[int]:
+    """Return a list that gets, in each layer, how many weights of encoder and decoder a worker has gathered."""
+    found: list[int] = []
+
+    def note(*_: object) -> None:
+        weights = [weight for part in (model.encoder, model.decoder) for weight in part.parameters()]
+        found.append(sum(weight.numel() for weight in weights if not isinstance(weight, DTensor)))
+
+    for name, module in model.named_modules():
+        if name.endswith(".queries_keys_values"):
+            module.register_forward_hook(note)
+    return found
+
+
 def learn(case: tuple[str, str], rank: int, size: int, folder: Path) -> list[UpdateFigures]:
     """Do five updates of five micro-batches each as a worker, dealt out where there are several, and save them.
 
@@ -83,7 +99,8 @@ def learn(case: tuple[str, str], rank: int, size: int, folder: Path) -> list[Upd
     for first, last, seed in ((0, 3, 2), (3, 5, 7)):
         model = build_model(table, 19, 19, seed=seed).double()
         freeze(model, config.freeze)
-        sharding = Sharding(model, World(rank, size)) if size > 1 else None
+        layers = [sum(map(torch.numel, layer.parameters())) for layer in architecture(table.architecture).layers(model)]
+        sharding, gathered = (Sharding(model, World(rank, size)), watch_layers(model)) if size > 1 else (None, [])
         trained = trained_parameters(model) if sharding is None else sharding.trained
         if sharding is not None:
             kept, all_of_them = (sum(map(torch.numel, some)) for some in (trained, trained_parameters(model)))
@@ -113,6 +130,8 @@ def learn(case: tuple[str, str], rank: int, size: int, folder: Path) -> list[Upd
                 compute=spoiled(compute) if update == SPOILED and rank == size - 1 else compute,
             )  # fmt: skip
             figures.append(found)
+        if layers and sharding is not None:
+            assert max(gathered) <= max(layers)
         about = CheckpointConfig(model=table, source_size=19, target_size=19, tokenizer="t" * 64, update=last)
         state = TrainState(update=last)
         if sharding is None:
