@@ -165,17 +165,15 @@ def test_any_number_of_workers_computes_the_same_updates_of_changed_rows(
 
 
 def test_a_run_of_changed_rows_that_broke_off_within_an_epoch_continues_bit_for_bit(
-    texted: ToyStages, augmented: StageRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    texted: ToyStages, augmented: StageRun, tmp_path: Path
 ) -> None:
     first_epoch = next(
         record["update"]
         for record in read_metrics(augmented.folder / "metrics.jsonl")
         if record["kind"] == "validation"
     )
-    with monkeypatch.context() as patch:
-        patch.setattr("nmt.training.loop.train_step", broken_off_at(first_epoch + 3))
-        with pytest.raises(RuntimeError, match="the machine is gone"):
-            train_augmented(texted, tmp_path)
+    with broken_off_at(first_epoch + 3):
+        train_augmented(texted, tmp_path)
     checkpoint = training_checkpoints(next(tmp_path.glob("train-*")) / "checkpoints")[-1]
     state = TrainState.model_validate_json((checkpoint / "state.json").read_text(encoding="utf-8"))
     assert (state.epoch, state.updates_of_epoch > 0) == (1, True)

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -68,15 +69,18 @@ def run_train(
     )  # fmt: skip
 
 
-def broken_off_at(update: int) -> Callable[..., UpdateFigures]:
-    """Return what does an update in place of `train_step`, and fails at one of them."""
+@contextlib.contextmanager
+def broken_off_at(update: int) -> Iterator[None]:
+    """Have what trains in a `with` block fail at an update, as it has to."""
 
     def failing(*arguments: Any, **options: Any) -> UpdateFigures:
         if options["update"] == update:
             raise RuntimeError("the machine is gone")
         return train_step(*arguments, **options)
 
-    return failing
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="the machine is gone"):
+        patch.setattr("nmt.training.loop.train_step", failing)
+        yield
 
 
 class Driver:

@@ -192,13 +192,10 @@ def test_workers_with_shares_learn_what_one_process_learns(
                 torch.testing.assert_close(kept[name], tensor, rtol=0, atol=1e-10)
 
 
-def test_a_run_of_one_process_goes_on_with_the_model_dealt_out_over_two(
-    toy: ToyStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_one_process_goes_on_with_the_model_dealt_out_over_two(toy: ToyStages, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"max_epochs": 6})
     undisturbed = run_train(toy, tmp_path / "undisturbed", config=config)
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the machine is gone"):
-        patch.setattr("nmt.training.loop.train_step", broken_off_at(undisturbed.manifest.counters["updates"] // 2))
+    with broken_off_at(undisturbed.manifest.counters["updates"] // 2):
         run_train(toy, tmp_path / "dealt", config=config)
     dealt_out = replace(toy, ray=toy.ray.model_copy(update={"shard_model": True}))
     found = run_train(dealt_out, tmp_path / "dealt", workers=2, config=config)
