@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_DATA := runs/demo-corpus
+# Whole files of tests, two at a time: most wait for processes of their own.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: setup demo test test-all lint format lock clean
 
@@ -29,10 +31,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 # Needs uv. A plain 'torch==2.13.0' lets a machine take the build that suits it (CPU or CUDA).
 lock:
