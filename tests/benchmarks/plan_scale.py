@@ -139,7 +139,8 @@ def measure(folder: Path, windows: int, config: TrainConfig) -> None:
                 "look_at_shards_s": round(looked, 2),
                 "start_up_s": round(start_up, 2),
                 "start_up_cpu_s": round(start_up_cpu, 2),
-                "prepare_window_cpu_s": [round(seconds, 2) for seconds in preparing],
+                # Of those measured: the one behind them may have been begun, or not.
+                "prepare_window_cpu_s": [round(seconds, 2) for seconds in preparing[:number]],
                 "waited_for_window_s": [round(seconds, 2) for seconds in waits],
                 "collate_update_ms": round(1000 * float(np.mean(collations)), 2),
                 "padding": round(padding(window), 4),
