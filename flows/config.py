@@ -28,6 +28,7 @@ from nmt.config import (
 )
 from pipelines.config import (
     ALL_SPLITS,
+    UNSPACED_LANGUAGES,
     AlignConfig,
     AugmentConfig,
     BeamConfig,
@@ -177,6 +178,8 @@ class Recipe(Table):
                 remedy="Set tokenizer.joint: true, or model.share_embeddings: false",
             )
         self._check_positions(table)
+        if table.has_source:
+            self._check_bleu_words()
         check_stopping(table, self.train)
         check_guidance(table, self.train)
         if not table.has_source and self.publish != PublishConfig():
@@ -190,6 +193,17 @@ class Recipe(Table):
     def translates(self) -> bool:
         """Return whether the model translates: a language model does not. Read on demand, as `model_table`."""
         return architecture(self.model.get("architecture", DEFAULT)).table.has_source
+
+    def _check_bleu_words(self) -> None:
+        """Raise InputError where BLEU's words are what stands between blanks, and the target language has none."""
+        language, tokenize = self.languages.target.partition("-")[0], self.evaluate.bleu_tokenize
+        if language in UNSPACED_LANGUAGES and tokenize in ("13a", "intl"):
+            better = {"zh": "zh", "yue": "zh", "wuu": "zh", "ja": "ja-mecab or char"}.get(language, "char")
+            raise InputError(
+                f"{tokenize} takes a whole clause in {language}, which has no blanks between words, for one word",
+                where="evaluate.bleu_tokenize",
+                remedy=f"Set it to {better}",
+            )
 
     def _check_positions(self, table: ModelTable) -> None:
         """Raise InputError where training or translation would go beyond the positions that a model learns."""

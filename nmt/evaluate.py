@@ -40,8 +40,10 @@ from pipelines.errors import InputError
 from pipelines.stage import StageResult, StageRun, run_stage, write_atomically
 
 STAGE_NAME = "evaluate"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 SCORES_NAME = "scores.json"
+# Whoever chooses these for BLEU has texts without blanks between words.
+_TER_OF_CHARACTERS = ("zh", "ja-mecab", "char")
 _SEED_VARIABLE = "SACREBLEU_SEED"
 _SEED_LOCK = threading.Lock()
 
@@ -70,7 +72,9 @@ class EvaluationSet:
 def score(hypotheses: Sequence[str], references: Sequence[str], config: EvaluateConfig) -> dict[str, Any]:
     """Return {metric: {"score", "signature", "confidence": [low, high]}}; BLEU and chrF on 0 to 100, TER from 0 up.
 
-    The interval is the 95 % one of sacreBLEU's bootstrap, around the mean of the resamples. Lower TER is better.
+    TER counts edits of words; of Chinese and Japanese characters where `bleu_tokenize` is zh, ja-mecab or char, for
+    which its signature has norm:yes and asian:yes. Lower TER is better.
+    The interval is the 95 % one of sacreBLEU's bootstrap, around the mean of the resamples.
     Raises InputError when there is no row, or the two have not the same number of rows.
     """
     _check_rows(hypotheses, references, "the hypotheses")
@@ -222,7 +226,8 @@ def _metric(name: str, config: EvaluateConfig) -> Any:
         case "chrf":
             return CHRF()
         case "ter":
-            return TER()
+            characters = config.bleu_tokenize in _TER_OF_CHARACTERS
+            return TER(normalized=characters, asian_support=characters)
         case _:
             raise AssertionError(f"no such metric: {name}")
 

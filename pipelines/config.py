@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Split = Literal["train", "dev", "test", "monolingual"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")  # of pairs
 ALL_SPLITS: tuple[Split, ...] = (*SPLITS, "monolingual")
+# Written without blanks between words; Tibetan and Dzongkha have a mark between syllables.
+UNSPACED_LANGUAGES = frozenset({"bo", "dz", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"})
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _LANGUAGE = r"^[a-z]{2,3}(-[A-Za-z]{2,4})?$"

@@ -23,7 +23,7 @@ from pipelines.characters import (
     running,
     utf8_sizes,
 )
-from pipelines.config import LanguagesConfig
+from pipelines.config import UNSPACED_LANGUAGES, LanguagesConfig
 from pipelines.dedup import FoldedKeys, folded_keys
 from pipelines.mojibake import mended_lines
 from pipelines.resources import Resources
@@ -31,7 +31,6 @@ from pipelines.resources import Resources
 # Of alphabets, that say the same: Chinese texts are a third as long as English ones, Korean texts half as long.
 LETTERS_PER_IDEOGRAPH = 3
 LETTERS_PER_SYLLABLE = 2
-_UNSPACED = frozenset({"bo", "dz", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"})
 
 # Beyond that, a word is no word, and there are few of them.
 _EIGHTS_OF_A_WORD = 8
@@ -71,7 +70,7 @@ class Side:
     @property
     def is_unspaced(self) -> bool:
         """Whether the language is written without spaces between words."""
-        return self.language in _UNSPACED
+        return self.language in UNSPACED_LANGUAGES
 
     @cached_property
     def code_points(self) -> CodePoints:

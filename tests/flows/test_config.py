@@ -211,6 +211,21 @@ def test_learned_positions_that_do_not_reach_are_refused(recipe: Path, key: str,
         load_recipe(str(recipe), define=define, overrides=[model, f"{key}={value}"])
 
 
+@pytest.mark.parametrize(
+    ("target", "tokenize", "remedy"),
+    [("zh-Hant", "13a", "zh"), ("ja", "intl", "ja-mecab or char"), ("th", "13a", "char")],
+)
+def test_bleu_of_words_is_refused_for_a_language_without_blanks_between_them(
+    recipe: Path, target: str, tokenize: str, remedy: str
+) -> None:
+    overrides = [f"languages.target={target}", f"evaluate.bleu_tokenize={tokenize}"]
+    with pytest.raises(InputError, match="no blanks between words") as refused:
+        load_recipe(recipe, define={"DATA": "/data"}, overrides=overrides)
+    assert refused.value.where.endswith("evaluate.bleu_tokenize") and refused.value.remedy == f"Set it to {remedy}"
+    for fits in (remedy.split()[-1], "char"):
+        load_recipe(recipe, define={"DATA": "/data"}, overrides=[*overrides, f"evaluate.bleu_tokenize={fits}"])
+
+
 def test_the_plateau_schedule_with_validation_beside_training_is_refused_before_any_stage(recipe: Path) -> None:
     loaded = load_recipe(recipe, define={"DATA": "/data"}, overrides=["train.schedule=plateau"])
     profile = Profile.model_validate({"ray": {"validation_workers": 1}})

@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,6 +55,14 @@ def test_bleu_tells_upper_from_lower_case() -> None:
 def test_ter_counts_edits_over_reference_words() -> None:
     config = EvaluateConfig(metrics=("ter",), bootstrap_resamples=100)
     assert score(["a b c x"], ["a b c d"], config)["ter"]["score"] == pytest.approx(25.0)
+
+
+@pytest.mark.parametrize("tokenize", ["zh", "char"])
+def test_ter_counts_characters_where_words_have_no_blanks_between_them(tokenize: Any) -> None:
+    config = EvaluateConfig(metrics=("ter",), bleu_tokenize=tokenize, bootstrap_resamples=100)
+    ter = score(["一只猫在跑。"], ["一只狗在跑。"], config)["ter"]
+    assert ter["score"] == pytest.approx(100 / 6)  # one of five characters and a full stop
+    assert "|norm:yes|" in ter["signature"] and "|asian:yes|" in ter["signature"]
 
 
 def test_the_signature_names_tokeniser_case_bootstrap_and_seed() -> None:
