@@ -144,7 +144,7 @@ class Record:
             "total_updates": total,
             "epoch_rows": len(window.rows),
             "augmented_rows": len(window.made),
-            "skipped_updates": getattr(state, "skipped_updates", 0),
+            "skipped_updates": state.skipped_updates,
             "num_workers": self._world.size,
             "seconds": state.seconds,
             "memory_gib": [round(share.memory, 3) for share in shares],
