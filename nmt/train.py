@@ -71,7 +71,7 @@ from pipelines.shards import read_parts, read_shards
 from pipelines.stage import StageResult, StageRun, run_stage
 from pipelines.tokenizer import Tokenizer
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 log = logging.getLogger(__name__)
 

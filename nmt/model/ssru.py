@@ -21,7 +21,7 @@ class Ssru(nn.Module):
     """A recurrence whose gate does not see its own state, so that all products are done at once for all steps.
 
     f_t = sigmoid(W_f x_t + b_f), c_t = f_t * c_{t-1} + (1 - f_t) * W x_t, output relu(c_t). The cells are float32 or
-    wider. Both matrices are initialised by Xavier uniform, the bias by 0.
+    wider. Both matrices begin as all products of a transformer do, the bias is 0.
     """
 
     def __init__(self, dim: int) -> None:

@@ -77,10 +77,6 @@ class Residual(nn.Module):
 class FeedForward(nn.Module):
     """Two products with an activation between them, or a gated one: SwiGLU, (silu(x W) * x V) U, without biases.
 
-    Weights are drawn from +-1 / sqrt(inputs), as those of torch's own linear and transformer layers. Where layers add
-    little at first, a decoder learns sooner to look at the source: with Xavier uniform's range, which is up to twice as
-    wide, small models with `norm: post` tell for a thousand updates only what follows from the target so far.
-
     Source: Vaswani et al. 2017, section 3.3; Shazeer 2020, "GLU Variants Improve Transformer", eq. 6.
     """
 
@@ -89,8 +85,8 @@ class FeedForward(nn.Module):
         self.activation, self.dropout = config.activation, config.activation_dropout
         gated = config.activation == "gated"
         read, units = config.embedding_dim, config.feed_forward_dim
-        self.inner = projection(read, units, blocks=2 if gated else 1, bias=not gated, bound=read**-0.5)
-        self.outer = projection(units, read, bias=not gated, bound=units**-0.5)
+        self.inner = projection(read, units, blocks=2 if gated else 1, bias=not gated)
+        self.outer = projection(units, read, bias=not gated)
 
     def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return [B, T, E] of x [B, T, E]."""

@@ -128,17 +128,6 @@ def test_the_gated_network_is_the_papers_formula() -> None:
     assert network.outer.bias is None
 
 
-def test_a_feed_forward_network_begins_as_torchs() -> None:
-    torch.manual_seed(5)
-    sizes = {"embedding_dim": 128, "feed_forward_dim": 512, "attention_heads": 4}
-    network = FeedForward(TransformerConfig.model_validate(sizes))
-    reference = nn.TransformerEncoderLayer(128, 4, 512)
-    for ours, theirs in ((network.inner, reference.linear1), (network.outer, reference.linear2)):
-        assert ours.weight.abs().max().item() == pytest.approx(theirs.weight.abs().max().item(), rel=0.01)
-        assert ours.weight.std().item() == pytest.approx(theirs.weight.std().item(), rel=0.02)
-        assert not ours.bias.any()
-
-
 def test_inputs_are_embeddings_times_the_root_of_their_size_and_positions() -> None:
     embedded = states(5, 4)
     scaled = embedded * E**0.5
