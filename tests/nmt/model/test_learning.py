@@ -7,7 +7,7 @@ with. Each takes seconds: training ends when the model gets other unseen sequenc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,14 @@ LESSONS = {
 }
 # One vector for a whole source holds less, and it takes longer to learn to read it.
 WITHOUT_ATTENTION = Lesson(LESSONS["recurrent"].keys, updates=600)
+# Twelve layers of an encoder, each of which adds little at first: they take twice as long as two.
+DEEP = replace(LESSONS["transformer"], updates=800)
 
 
 def lesson_of(name: str, variant: Variant) -> Lesson:
-    return WITHOUT_ATTENTION if variant.keys.get("attention") == "none" else LESSONS.get(name, Lesson())
+    if variant.keys.get("attention") == "none":
+        return WITHOUT_ATTENTION
+    return DEEP if variant.keys.get("encoder_layers", 0) >= 12 else LESSONS.get(name, Lesson())
 
 
 def cases(*, has_source: bool) -> list[Any]:
