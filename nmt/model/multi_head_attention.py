@@ -160,8 +160,8 @@ def look_back(steps: int, before: int, device: torch.device) -> Tensor:
     return torch.ones(1, 1, steps, before + steps, dtype=torch.bool, device=device).tril(before)
 
 
-def projection(inputs: int, outputs: int, *, blocks: int = 1, bias: bool = True, gain: float = 0.5) -> nn.Linear:
-    """Return a linear layer of so many blocks of `outputs` units, each drawn from `gain` of Xavier uniform's range.
+def projection(inputs: int, outputs: int, *, blocks: int = 1, bias: bool = True) -> nn.Linear:
+    """Return a linear layer of so many blocks of `outputs` units, each drawn from half the range of Xavier uniform.
 
     Biases are 0. Where layers add little at first, a decoder learns sooner to look at the source: with the whole range,
     small models with `norm: post` tell for a thousand updates only what follows from the target so far.
@@ -170,7 +170,7 @@ def projection(inputs: int, outputs: int, *, blocks: int = 1, bias: bool = True,
     found by trial.
     """
     linear = nn.Linear(inputs, blocks * outputs, bias=bias)
-    bound = gain * math.sqrt(6 / (inputs + outputs))
+    bound = 0.5 * math.sqrt(6 / (inputs + outputs))
     nn.init.uniform_(linear.weight, -bound, bound)
     if bias:
         nn.init.zeros_(linear.bias)

@@ -21,13 +21,12 @@ class Ssru(nn.Module):
     """A recurrence whose gate does not see its own state, so that all products are done at once for all steps.
 
     f_t = sigmoid(W_f x_t + b_f), c_t = f_t * c_{t-1} + (1 - f_t) * W x_t, output relu(c_t). The cells are float32 or
-    wider. Both matrices are drawn by Xavier uniform, the bias is 0: from half of its range, which is better for
-    the products around it, the decoder finds out a thousand updates later what to look at.
+    wider. Both matrices begin as all products of a transformer do, the bias is 0.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gate_and_input = projection(dim, dim, blocks=2, bias=False, gain=1.0)  # W_f above W: one product for both
+        self.gate_and_input = projection(dim, dim, blocks=2, bias=False)  # W_f above W: one product for both
         self.gate_bias = nn.Parameter(torch.zeros(dim))
 
     def start(self, batch: int, like: Tensor) -> Tensor:
