@@ -7,7 +7,6 @@ D = E / N units of a head, K keys.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -170,8 +169,8 @@ def projection(inputs: int, outputs: int, *, blocks: int = 1, bias: bool = True)
     found by trial.
     """
     linear = nn.Linear(inputs, blocks * outputs, bias=bias)
-    bound = 0.5 * math.sqrt(6 / (inputs + outputs))
-    nn.init.uniform_(linear.weight, -bound, bound)
+    for block in linear.weight.chunk(blocks):
+        nn.init.xavier_uniform_(block, gain=0.5)
     if bias:
         nn.init.zeros_(linear.bias)
     return linear

@@ -22,9 +22,9 @@ JoeyNMT ties its output layer to embeddings of the decoder's size alone, so ther
 Everywhere: label smoothing 0.1, norm of the gradient at most 1, 4,096 padded pieces an update, and
 torch.set_float32_matmul_precision("medium"), a line that a user can add. LSTM: Adam 1e-3, halved when BLEU on dev has
 not risen twice in a row, which needs no knowledge of how many updates the time will hold. Transformer: Adam (0.9,
-0.98), 4e-3 after 300 updates (an hour holds some 1,300), then by the inverse square root,
-as in either peer's examples. Without --set these are the settings; `--set lr=2e-3` is `--lr=2e-3` of fairseq-train,
-`--set training.learning_rate=2e-3` a value in JoeyNMT's file.
+0.98), 4e-3 after 300 updates (an hour holds some 1,300), then by the inverse square root, as in either peer's
+examples. Without --set these are the settings; `--set lr=2e-3` is `--lr=2e-3` of fairseq-train, `--set
+training.learning_rate=2e-3` a value in JoeyNMT's file.
 
 The virtual environment of fairseq is that of peers_training.py; its checkpoints are unpickled, so an environment
 variable says that they may be. JoeyNMT's, outside the project, torch 2.13.0 as here:
