@@ -16,26 +16,28 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nmt.checkpoint import TrainState, read_state, training_checkpoints
 from nmt.config import RayConfig
-from nmt.ray_session import ray_session
+from nmt.ray_session import is_on_the_loopback, ray_session
 from nmt.training.beside import reserved
 from nmt.training.job import TrainJob
 from nmt.training.lease import LeaseLost
 from nmt.training.loop import train_loop
 from nmt.training.step import World
 from nmt.training.stopping import Stopped, StopRequest, ask_to_leave, leave_at_sigterm, stopped_by_signals
-from nmt.training.workers import workers_logged
+from nmt.training.worker_log import log_told, log_written
+from nmt.training.workers import read_workers, workers_logged
 from pipelines.errors import InputError
 from pipelines.stage import write_atomically
 
 # Ray waits so long for the places of all workers (60 s unless told), before it looks again how many there are.
 ELASTIC_START_TIMEOUT_S = 20
 RESIZE_EVERY_S = 30.0  # how often it looks whether there is place for another number of workers
+WAITING_TOLD_EVERY_S = 30.0
 _LEAVE_TIMEOUT_S = 120.0  # for the checkpoint before a change of their number
 
 log = logging.getLogger(__name__)
@@ -44,25 +46,37 @@ log = logging.getLogger(__name__)
 def train_under_ray(job: TrainJob, config: RayConfig) -> None:
     """Train to the end under Ray. Raises Stopped when a signal has asked for it, and what a worker has failed with.
 
-    Of the controller as of the workers `max_failures` are made good.
+    `max_failures` in a row are made good, of the controller as of the workers: those behind a new checkpoint begin a
+    new row.
     """
     import ray
     from ray.exceptions import RayActorError
+    from ray.train import TrainingFailedError
 
     if config.min_workers is not None:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_TIMEOUT_S))
     failures, is_callers = 0, ray.is_initialized()
     for told in Path(job.folder).glob("failed-*.json"):  # by earlier runs
         told.unlink()
-    with workers_logged(Path(job.folder)):
+    with workers_logged(Path(job.folder)), log_told(Path(job.folder)):
         while (state := newest_state(job)) is None or state.stopped is None:
+            begun_at = _saved_update(job)
             try:
                 _session(job, config)
-            except RayActorError:
-                failures += 1
-                if failures > config.max_failures or is_callers:  # whose Ray is not ours to start again
+            except (RayActorError, TrainingFailedError) as error:
+                has_died, went_on = isinstance(error, RayActorError), _saved_update(job) > begun_at
+                failures = 1 if went_on else failures + 1
+                # Of its workers a session has made `max_failures` good by itself.
+                is_enough = failures > config.max_failures or not (has_died or went_on)
+                if is_enough or is_callers:  # whose Ray is not ours to start again
                     raise
-                log.warning("Ray Train's controller died; training is started again from the newest checkpoint")
+                what = "Ray Train's controller died" if has_died else "workers died more than ray.max_failures times"
+                log.warning("%s; training is started again from the newest checkpoint", what)
+
+
+def _saved_update(job: TrainJob) -> int:
+    state = newest_state(job)
+    return 0 if state is None else state.update
 
 
 def newest_state(job: TrainJob) -> TrainState | None:
@@ -72,12 +86,13 @@ def newest_state(job: TrainJob) -> TrainState | None:
 
 
 @contextlib.contextmanager
-def ending_by_signals(job: TrainJob) -> Iterator[None]:
+def ending_by_signals(job: TrainJob, has_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Let signals end the training of a `with` block: behind it Stopped is raised, unless training came to its end.
 
-    Where the block fails after a signal, that is what ended it, too.
+    Before it `has_begun` a signal ends the block at once. Where the block fails after a signal, that is what ended it,
+    too.
     """
-    with stopped_by_signals(Path(job.folder)) as request:
+    with stopped_by_signals(Path(job.folder), has_begun) as request:
         try:
             yield
         except Exception:
@@ -95,14 +110,63 @@ def _raise_stopped(job: TrainJob, request: StopRequest) -> None:
 def _session(job: TrainJob, config: RayConfig) -> None:
     """Train in a session of Ray of its own, which takes everything with it that a dead controller has left."""
     num_cpus = (config.num_workers + config.validation_workers) * config.threads_per_worker
+    folder = Path(job.folder)
+    starts = len(read_workers(folder))
+
+    def has_begun() -> bool:
+        return len(read_workers(folder)) > starts
+
     try:
         # Ray's own handlers, which it sets as it starts, are replaced: they would end training without a checkpoint.
-        with ray_session(config, num_cpus=num_cpus), ending_by_signals(job), reserved(config) as beside:
+        with (
+            ray_session(config, num_cpus=num_cpus),
+            ending_by_signals(job, has_begun),
+            waiting_told(config, has_begun),
+            reserved(config) as beside,
+        ):
             _in_thread(lambda: _fit(job.model_copy(update={"beside": beside}), config))
     except SystemExit as ended:
         if ended.code != signal.SIGTERM:
             raise
         raise Stopped("stopped by SIGTERM while Ray started; the same command continues", signal.SIGTERM) from ended
+
+
+@contextlib.contextmanager
+def waiting_told(config: RayConfig, has_begun: Callable[[], bool]) -> Iterator[None]:
+    """Log every 30 s of a `with` block what the workers wait for and what there is, until training `has_begun`.
+
+    Ray waits for their places as long as it takes: a cluster may grow.
+    """
+    import ray
+
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(WAITING_TOLD_EVERY_S) and not has_begun():
+            there = {name: ray.cluster_resources().get(name, 0.0) for name in worker_resources(config)}
+            log.warning(
+                "training has not begun: %d workers need %s each, and all of Ray has %s, some of it perhaps in use",
+                config.min_workers or config.num_workers,
+                _resources_line(worker_resources(config)),
+                _resources_line(there),
+            )
+
+    thread = threading.Thread(target=tell, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def worker_resources(config: RayConfig) -> dict[str, float]:
+    """Return what Ray reserves for each worker of training."""
+    return {"CPU": float(config.threads_per_worker)} | ({"GPU": 1.0} if config.use_gpu else {})
+
+
+def _resources_line(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{number:g} {name}" for name, number in resources.items())
 
 
 def _in_thread(work: Callable[[], None]) -> None:
@@ -128,13 +192,21 @@ def _fit(job: TrainJob, config: RayConfig) -> None:
 
     num_workers = config.num_workers if config.min_workers is None else (config.min_workers, config.num_workers)
     threads = str(config.threads_per_worker)
+    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    torch_config = None
+    if is_on_the_loopback():
+        from nmt.loopback import LoopbackConfig, loopback_variables
+
+        torch_config = LoopbackConfig()
+        variables |= loopback_variables()
     trainer = TorchTrainer(
         _worker,
+        torch_config=torch_config,
         train_loop_config=job.model_dump(mode="json"),
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=config.use_gpu,
-            resources_per_worker={"CPU": config.threads_per_worker} | ({"GPU": 1} if config.use_gpu else {}),
+            resources_per_worker=worker_resources(config),
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
         # A name of its own: Ray would silently take up an old run of the same name, where our checkpoints decide.
@@ -143,7 +215,7 @@ def _fit(job: TrainJob, config: RayConfig) -> None:
             storage_path=str(Path(job.folder) / "ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=[_leaving_callback()],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+            worker_runtime_env={"env_vars": variables},
         ),
     )
     try:
@@ -160,7 +232,7 @@ def _worker(job_json: dict[str, Any]) -> None:
 
     context, job = get_context(), TrainJob.model_validate(job_json)
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    with failing_for_good(job):
+    with failing_for_good(job), log_written(Path(job.folder)) if world.rank == 0 else contextlib.nullcontext():
         train_loop(job, world, _machine_is_to_go)
 
 

@@ -31,6 +31,7 @@ from nmt.checkpoint import load_model
 from nmt.config import RayConfig, ScoreConfig
 from nmt.model.embeddings import wide
 from nmt.published import load_published
+from nmt.ray_session import check_gpus
 from nmt.training.validation import perplexity
 from nmt.translate import check_input, check_output, decoded_lines
 from pipelines.config import LanguagesConfig, NormalizeConfig
@@ -182,6 +183,7 @@ def score_texts(
         check_input(path)
     if output is not None:
         check_output(output)
+    check_gpus(ray, 1)
     scorer = Scorer(files, config, device="cuda" if ray.use_gpu else "cpu", threads=ray.threads_per_worker)
     _check_sides(scorer, inputs)
     started, totals = time.monotonic(), _Totals()

@@ -41,6 +41,7 @@ from nmt.config import (
 )
 from nmt.model.flops import described, without_weights
 from nmt.pretrained import COVERAGE_FILE, ROWS_FILE, prepare, read_coverage
+from nmt.ray_session import check_gpus, gpus_of_training
 from nmt.training.averaging import averaging_counters, chosen
 from nmt.training.beginnings import (
     START_KEY,
@@ -126,6 +127,7 @@ def train(
 
     def body(folder: Path) -> StageResult:
         check_tracking(tracking)
+        check_gpus(ray, gpus_of_training(ray, use_ray=use_ray))
         job = TrainJob(
             model=model,
             train=config,
@@ -144,6 +146,13 @@ def train(
             shard_model=use_ray and ray.shard_model,
         )
         rows = _check(job, continue_from_earlier=continue_from_earlier)
+        if use_ray and ray.num_workers > config.microbatches_per_update:
+            log.warning(
+                "%d workers for %d micro-batches an update: the others have nothing to do; set "
+                "train.microbatches_per_update to a multiple of ray.num_workers, with smaller train.microbatch_tokens",
+                ray.num_workers,
+                config.microbatches_per_update,
+            )
         _log_model(job)
         with progress_shown(folder / METRICS_FILE):
             if use_ray:
@@ -152,8 +161,7 @@ def train(
                 device = torch.device("cuda" if ray.use_gpu else "cpu")
                 with ending_by_signals(job):
                     train_loop(job, World(0, 1, device))
-        beside = ray.validation_workers if use_ray else 0
-        return _finished(job, rows, num_workers(folder), beside, prices)
+        return _finished(job, rows, num_workers(folder), prices)
 
     settings: dict[str, Any] = {
         # Where files of vectors lie decides nothing: what they hold is among the inputs.
@@ -200,9 +208,7 @@ def _log_model(job: TrainJob) -> None:
 # The end
 
 
-def _finished(
-    job: TrainJob, rows: RowCounts, num_workers: int, validation_workers: int, prices: PricesConfig
-) -> StageResult:
+def _finished(job: TrainJob, rows: RowCounts, num_workers: int, prices: PricesConfig) -> StageResult:
     folder = Path(job.folder)
     state = read_state(training_checkpoints(job.checkpoints)[-1])
     if state.stopped is None:
@@ -236,5 +242,5 @@ def _finished(
         counters["embedding_coverage"] = {table: found.model_dump() for table, found in read_coverage(folder).items()}
         (folder / ROWS_FILE).unlink(missing_ok=True)
     counters |= begun_counters(model, job.train, folder)
-    counters["ledger"] = ledger(folder, state, prices, validation_workers=validation_workers)
+    counters["ledger"] = ledger(folder, state, prices)
     return StageResult(["best/config.json", "best/model.safetensors", METRICS_FILE], counters)

@@ -30,7 +30,7 @@ from nmt.checkpoint import load_config
 from nmt.config import RayConfig, TranslateConfig
 from nmt.evaluate import EvaluationSet, hypotheses_path, read_tests
 from nmt.published import load_published
-from nmt.ray_session import ray_session
+from nmt.ray_session import check_gpus, ray_session
 from nmt.translator import Translator, TranslatorConfig, as_record
 from pipelines.config import LanguagesConfig, NormalizeConfig
 from pipelines.corpus import opened
@@ -294,6 +294,7 @@ def _run(shards: list[Path], translator: TranslatorConfig, config: RayConfig, *,
     log.info("translating %d shards, %d are done", len(todo), len(shards) - len(todo))
     if not todo:
         return
+    check_gpus(config, 1)
     if use_ray:
         _run_with_ray(todo, translator, config)
         return

@@ -1,8 +1,8 @@
 """What a training run has cost: hours, all of its starts counted, what they went to, and money.
 
 `<folder>/attempts.jsonl` has a line for each start of the workers: {"started", "ended" (Unix seconds), "update" (from
-which it went on), "reached", "num_workers", "gpus", "memory_gib", "gpu_memory_gib"}. One that was killed has no end
-until the next start, which finds its last sign of life in the last record of metrics.jsonl.
+which it went on), "reached", "num_workers", "gpus", "validation_workers", "memory_gib", "gpu_memory_gib"}. One that was
+killed has no end until the next start, which finds its last sign of life in the last record of metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Attempt(BaseModel):
     reached: int
     num_workers: int
     gpus: int
+    validation_workers: int = 0  # beside the others; their GPUs are among `gpus`
     memory_gib: float | None = None  # the most that the worker of rank 0 held; known at the end
     gpu_memory_gib: float | None = None
 
@@ -56,8 +57,16 @@ def attempt(run: Run, started: float) -> Iterator[None]:
     path = Path(run.job.folder) / ATTEMPTS_FILE
     earlier = [_closed(entry, run.metrics.last) for entry in read_attempts(path)]
     size, update = run.world.size, run.state.update
-    gpus = size if run.world.device.type == "cuda" else 0
-    own = Attempt(started=started, ended=None, update=update, reached=update, num_workers=size, gpus=gpus)
+    beside = 0 if run.job.beside is None else run.job.beside.workers
+    own = Attempt(
+        started=started,
+        ended=None,
+        update=update,
+        reached=update,
+        num_workers=size,
+        gpus=size + beside if run.world.device.type == "cuda" else 0,
+        validation_workers=beside,
+    )
     _write(path, [*earlier, own])
     try:
         yield
@@ -71,7 +80,7 @@ def read_attempts(path: Path) -> list[Attempt]:
     return [Attempt.model_validate_json(line) for line in lines]
 
 
-def ledger(folder: Path, state: TrainState, prices: PricesConfig, *, validation_workers: int = 0) -> dict[str, Any]:
+def ledger(folder: Path, state: TrainState, prices: PricesConfig) -> dict[str, Any]:
     """Return the ledger of a run that has come to `state`: hours, shares of the time of its updates, cost.
 
     Hours are of all starts, from the start of the workers to their end. `again_hours` of them led to nothing that was
@@ -80,7 +89,7 @@ def ledger(folder: Path, state: TrainState, prices: PricesConfig, *, validation_
     """
     attempts = read_attempts(folder / ATTEMPTS_FILE)
     wall = sum(entry.hours() for entry in attempts)
-    workers = sum(entry.hours() * (entry.num_workers + validation_workers) for entry in attempts)
+    workers = sum(entry.hours() * (entry.num_workers + entry.validation_workers) for entry in attempts)
     figures: dict[str, Any] = {
         "wall_hours": round(wall, 4),
         "worker_hours": round(workers, 4),

@@ -74,6 +74,7 @@ class MetricsWriter:
             write_maps(self._folder, update, maps)
             for number, attention in enumerate(maps):
                 self._board.add_image(f"attention/{number}", picture(attention), update, dataformats="HWC")
+        self._board.flush()  # else a kill would take two minutes of it
         for tracker in self._trackers:
             tracker.write(record)
 

@@ -147,7 +147,7 @@ def train_line(record: dict[str, Any], seconds_left: float | None = None) -> str
         f"loss {_number(record['loss'], '.3f')}",
         *([f"perplexity {_number(record['perplexity'], '.2f')}"] if "perplexity" in record else []),
         f"learning rate {record['learning_rate']:.2e}",
-        f"gradient norm {record['gradient_norm']:.2f}",
+        f"gradient norm {_number(record['gradient_norm'], '.2f')}",
         f"{record['target_tokens_per_s']:,.0f} target tokens/s",
         f"padding {record['padding']:.1%}",
         *(f"{words} {record[name]:.1%}" for name, words in _SHARES.items() if name in record),
@@ -158,7 +158,7 @@ def train_line(record: dict[str, Any], seconds_left: float | None = None) -> str
     return "  ".join(parts)
 
 
-_SHARES = {"data_wait": "waiting for data", "communication": "communication"}
+_SHARES = {"data_wait": "waiting for data", "communication": "communication", "checkpoint": "checkpoints"}
 
 
 def validation_line(record: dict[str, Any]) -> str:

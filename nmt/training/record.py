@@ -29,8 +29,8 @@ from nmt.training.step import UpdateFigures, World
 # What time goes to beside computing. `communication` and `waiting` are parts of the sum over the workers.
 Spending = Literal["data", "communication", "waiting", "checkpoints", "validation"]
 
-WAITING_SHARE = 0.25  # of the time: a worker that waits more for the others is named
-LEAST_SPEEDUP = 1.05  # several workers that are not faster than one by this factor gain nothing
+WAITING_SHARE = 0.25  # of the time: a worker that waits more for the others, or for data, is named
+LEAST_GAIN = 0.6  # of what so many workers could gain: where they gain less it is said
 JUDGED_S = 10.0  # of the lines that are judged together, at the least: a few updates say nothing
 _GIB = 2**30
 
@@ -51,18 +51,23 @@ class Share(NamedTuple):
     sums: tuple[float, ...]
 
 
-class _Teamwork(NamedTuple):
-    """Seconds of several workers: of all, of sums by themselves, that one worker would need, that each one waited."""
+class _Judged(NamedTuple):
+    """Seconds: of all, of sums by themselves, that one worker would need, and each one's waits for others and rows."""
 
     seconds: float
     communication: float
     alone: float
     waits: tuple[float, ...]
+    data: tuple[float, ...]
 
-    def plus(self, other: _Teamwork) -> _Teamwork:
-        waits = tuple(own + more for own, more in zip(self.waits, other.waits, strict=True))
+    @classmethod
+    def nothing(cls, workers: int) -> _Judged:
+        return cls(0.0, 0.0, 0.0, (0.0,) * workers, (0.0,) * workers)
+
+    def plus(self, other: _Judged) -> _Judged:
+        waits, data = _added(self.waits, other.waits), _added(self.data, other.data)
         sums = (self.seconds + other.seconds, self.communication + other.communication, self.alone + other.alone)
-        return _Teamwork(*sums, waits)
+        return _Judged(*sums, waits, data)
 
 
 class Record:
@@ -76,7 +81,7 @@ class Record:
         self._world, self._microbatches = world, microbatches
         self._hosts = _hosts(world)
         self._lines = 0
-        self._unjudged = _Teamwork(0.0, 0.0, 0.0, (0.0,) * world.size)
+        self._unjudged = _Judged.nothing(world.size)
         self.restart()
 
     def restart(self) -> None:
@@ -86,7 +91,7 @@ class Record:
         self._paused_cpu = 0.0
         self._loss = self._nll = 0.0
         self._tokens = self._finite_tokens = self._padded = self._real = self._updates = 0
-        self._gradient_norm = 0.0
+        self._gradient_norm: float | None = None
         self._computing = 0.0
         self._sums: list[float] = []
 
@@ -147,6 +152,7 @@ class Record:
             "skipped_updates": state.skipped_updates,
             "num_workers": self._world.size,
             "seconds": state.seconds,
+            "seconds_left": round(max(total - state.update, 0) * state.seconds / max(state.update, 1), 1),
             "memory_gib": [round(share.memory, 3) for share in shares],
         }
         if self._world.device.type == "cuda":
@@ -154,8 +160,17 @@ class Record:
         if "data" in self._since:
             record["data_wait"] = _rounded(max(share.data for share in shares) / seconds)
         record["checkpoint"] = _rounded(self._since.get("checkpoints", 0.0) / seconds)
+        communication, waits = waiting(shares)
+        alone = seconds_alone(shares)
         if self._world.size > 1:
-            record |= self._of_several(shares, seconds)
+            self.spend("communication", communication)
+            self.spend("waiting", waits[self._world.rank])
+            record["communication"] = _rounded(communication / seconds)
+            record["waiting"] = [_rounded(wait / seconds) for wait in waits]
+            record["speedup"] = round(alone / seconds, 3)
+        data = tuple(share.data for share in shares)
+        if warnings := self._warnings(_Judged(seconds, communication, alone, tuple(waits), data)):
+            record["warnings"] = warnings
         self._lines += 1
         self.restart()
         return record
@@ -176,38 +191,41 @@ class Record:
         data, memory = self._since.get("data", 0.0), peak_memory_gib()
         return Share(data, validation, self._computing, other, memory, gpu_memory, tuple(self._sums))
 
-    def _of_several(self, shares: Sequence[Share], seconds: float) -> dict[str, Any]:
-        communication, waits = waiting(shares)
-        self.spend("communication", communication)
-        self.spend("waiting", waits[self._world.rank])
-        alone = seconds_alone(shares)
-        found: dict[str, Any] = {
-            "communication": _rounded(communication / seconds),
-            "waiting": [_rounded(wait / seconds) for wait in waits],
-            "speedup": round(alone / seconds, 3),
-        }
+    def _warnings(self, since: _Judged) -> list[str]:
+        """Return what is to be said of the time since it was last judged; nothing while that is too short."""
         if self._lines:  # not the first updates: memory, kernels and files are made in them
-            self._unjudged = self._unjudged.plus(_Teamwork(seconds, communication, alone, tuple(waits)))
-        if self._unjudged.seconds >= JUDGED_S:
-            judged, self._unjudged = self._unjudged, _Teamwork(0.0, 0.0, 0.0, (0.0,) * self._world.size)
-            if said := self._warnings(judged):
-                found["warnings"] = said
-        return found
-
-    def _warnings(self, judged: _Teamwork) -> list[str]:
-        said = []
+            self._unjudged = self._unjudged.plus(since)
+        if self._unjudged.seconds < JUDGED_S:
+            return []
+        judged, self._unjudged = self._unjudged, _Judged.nothing(self._world.size)
         waits = [wait / judged.seconds for wait in judged.waits]
-        starving = [rank for rank, share in enumerate(waits) if share > WAITING_SHARE]
-        if starving:
+        data = [wait / judged.seconds for wait in judged.data]
+        said = []
+        if starving := self._named(waits):
             slowest = min(range(len(waits)), key=waits.__getitem__)
-            named = ", ".join(f"worker {rank} on {self._hosts[rank]} ({waits[rank]:.0%})" for rank in starving)
-            said.append(f"waited for worker {slowest} on {self._hosts[slowest]}: {named}{self._uneven()}")
-        if judged.alone / judged.seconds < LEAST_SPEEDUP:
+            said.append(f"waited for worker {slowest} on {self._hosts[slowest]}: {starving}{self._uneven()}")
+        if starving := self._named(data):
             said.append(
-                f"{len(waits)} workers are no faster than one would be: {judged.communication / judged.seconds:.0%} of "
-                "the time goes to the sum over the workers, or they share a CPU"
+                f"waited for rows to train on: {starving}; a faster disk would help, and where rows are augmented a "
+                "higher ray.threads_per_worker"
+            )
+        gained = judged.alone / judged.seconds
+        if self._world.size > 1 and gained < LEAST_GAIN * self._world.size:
+            said.append(
+                f"{self._world.size} workers do {gained:.0%} of what one would do: "
+                f"{judged.communication / judged.seconds:.0%} of the time goes to the sum over the workers, "
+                f"{max(waits):.0%} to waiting for each other, {max(data):.0%} to waiting for rows, and what is not in "
+                "these to CPUs that they share"
             )
         return said
+
+    def _named(self, waits: Sequence[float]) -> str:
+        """Return the workers that waited too long, with the share of the time; nothing where none did."""
+        return ", ".join(
+            f"worker {rank} on {self._hosts[rank]} ({share:.0%})"
+            for rank, share in enumerate(waits)
+            if share > WAITING_SHARE
+        )
 
     def _uneven(self) -> str:
         if self._microbatches % self._world.size == 0:
@@ -272,6 +290,10 @@ def _hosts(world: World) -> list[str]:
     found: list[Any] = [None] * world.size
     dist.all_gather_object(found, socket.gethostname())
     return found
+
+
+def _added(these: Sequence[float], others: Sequence[float]) -> tuple[float, ...]:
+    return tuple(one + other for one, other in zip(these, others, strict=True))
 
 
 def _perplexity(nll: float) -> float:

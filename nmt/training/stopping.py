@@ -38,10 +38,13 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """What signals have asked of the process that starts training; `number` is that of the first one."""
+    """What signals have asked of the process that starts training; `number` is that of the first one.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / STOP_FILE
+    Before training `has_begun` nobody would hear them.
+    """
+
+    def __init__(self, folder: Path, has_begun: Callable[[], bool]) -> None:
+        self._path, self._has_begun = folder / STOP_FILE, has_begun
         self.number: int | None = None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
@@ -50,6 +53,8 @@ class StopRequest:
         if self.number is not None:
             raise Stopped(f"ended at once by a second signal, {name}; the same command continues", number)
         self.number = number
+        if not self._has_begun():
+            raise Stopped(f"ended by {name} before training began; the same command continues", number)
         self._path.touch()
         log.warning("%s: training saves behind the next update and ends; once more ends it at once", name)
 
@@ -61,13 +66,14 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stopped_by_signals(folder: Path) -> Iterator[StopRequest]:
+def stopped_by_signals(folder: Path, has_begun: Callable[[], bool] = lambda: True) -> Iterator[StopRequest]:
     """Let SIGTERM and SIGINT ask the training in `folder` to stop, within a `with` block; older requests are removed.
 
-    Outside the main thread, where Python allows no handler, signals stay as they are.
+    Before training `has_begun` they end the block at once. Outside the main thread, where Python allows no handler,
+    signals stay as they are.
     """
     (folder / STOP_FILE).unlink(missing_ok=True)
-    request = StopRequest(folder)
+    request = StopRequest(folder, has_begun)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -5,18 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from ray.exceptions import RayActorError
+from ray.train import TrainingFailedError
 
-from nmt.carrier import _cause, _in_thread, ending_by_signals, failing_for_good, newest_state
+from nmt.carrier import (
+    _cause,
+    _in_thread,
+    ending_by_signals,
+    failing_for_good,
+    newest_state,
+    train_under_ray,
+    waiting_told,
+)
 from nmt.checkpoint import CheckpointConfig, TrainState, save_training
 from nmt.config import RayConfig, TrainConfig
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.training.job import TrainJob
 from nmt.training.optim import make_optimizer
-from nmt.training.stopping import Stopped
+from nmt.training.stopping import STOP_FILE, Stopped
 from pipelines.config import AugmentConfig
 from pipelines.errors import InputError
 
@@ -77,6 +88,73 @@ def test_a_failure_behind_a_signal_is_told_as_the_signals(tmp_path: Path) -> Non
     with pytest.raises(Stopped, match="saved at update 0;"), ending_by_signals(job_in(tmp_path)):
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("Ray is gone")
+
+
+def test_a_signal_before_training_has_begun_ends_it_at_once(tmp_path: Path) -> None:
+    with (
+        pytest.raises(Stopped, match="ended by SIGTERM before training began") as raised,
+        ending_by_signals(job_in(tmp_path), lambda: False),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert raised.value.status == 143
+    assert not (tmp_path / STOP_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("sessions", "max_failures", "expected"),
+    [
+        # What a session has reached and how it has failed; the last one comes to its end.
+        ([(0, RayActorError), (0, RayActorError), (9, None)], 2, None),
+        ([(0, RayActorError), (0, RayActorError), (0, RayActorError)], 2, RayActorError),
+        ([(3, RayActorError), (5, RayActorError), (6, RayActorError), (9, None)], 1, None),
+        ([(3, RayActorError), (3, RayActorError)], 1, RayActorError),
+        ([(3, TrainingFailedError), (6, TrainingFailedError), (9, None)], 1, None),
+        ([(0, TrainingFailedError)], 3, TrainingFailedError),
+        ([(3, TrainingFailedError), (3, TrainingFailedError)], 3, TrainingFailedError),
+        ([(3, TrainingFailedError)], 0, TrainingFailedError),
+    ],
+)
+def test_training_is_started_again_while_checkpoints_come(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sessions: list[tuple[int, type[Exception] | None]],
+    max_failures: int,
+    expected: type[Exception] | None,
+) -> None:
+    left = iter(sessions)
+
+    def session(job: TrainJob, config: RayConfig) -> None:
+        update, failure = next(left)
+        save_state(tmp_path, TrainState(update=update, stopped="max_epochs" if failure is None else None))
+        if failure is not None:
+            raise failure("gone")
+
+    monkeypatch.setattr("nmt.carrier._session", session)
+    config = RayConfig(max_failures=max_failures)
+    if expected is None:
+        train_under_ray(job_in(tmp_path), config)
+    else:
+        with pytest.raises(expected):
+            train_under_ray(job_in(tmp_path), config)
+    assert next(left, None) is None
+
+
+def test_what_workers_wait_for_is_told_until_training_begins(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nmt.carrier.WAITING_TOLD_EVERY_S", 0.02)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "memory": 1e9})
+    config = RayConfig(num_workers=8, use_gpu=True)
+    with caplog.at_level("WARNING"), waiting_told(config, lambda: len(caplog.messages) == 2):
+        deadline = time.monotonic() + 30
+        while len(caplog.messages) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+    assert caplog.messages == [
+        "training has not begun: 8 workers need 1 CPU, 1 GPU each, and all of Ray has 4 CPU, 0 GPU, some of it perhaps "
+        "in use"
+    ] * 2  # fmt: skip
 
 
 def test_training_that_came_to_its_end_before_the_signal_did_is_finished(tmp_path: Path) -> None:

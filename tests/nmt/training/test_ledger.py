@@ -24,7 +24,10 @@ def worker(
     metrics = SimpleNamespace(last=last) if rank == 0 else None
     world = World(rank, size, torch.device(device))
     return SimpleNamespace(
-        job=SimpleNamespace(folder=str(folder)), world=world, metrics=metrics, state=TrainState(update=update)
+        job=SimpleNamespace(beside=None, folder=str(folder)),
+        world=world,
+        metrics=metrics,
+        state=TrainState(update=update),
     )
 
 
@@ -116,10 +119,13 @@ def test_the_ledger_counts_the_hours_of_all_attempts(tmp_path: Path) -> None:
         lines.replace('"memory_gib":null', '"memory_gib":1.5', 1).replace("null}", "2.25}")
     )
     assert ledger(tmp_path, STATE, prices) == expected | cost | {"memory_gib": 1.5, "gpu_memory_gib": 2.25}
-    # Workers that validate beside training are there as long as the others.
-    beside = ledger(tmp_path, STATE, prices, validation_workers=2)
-    assert beside["worker_hours"] == 17.0
-    assert beside["cost"] == 26.38
+    # Workers that validate beside training are there as long as the others of their start.
+    attempts = [ATTEMPTS[0], ATTEMPTS[1].model_copy(update={"validation_workers": 2, "gpus": 6})]
+    (tmp_path / ATTEMPTS_FILE).write_text("".join(entry.model_dump_json() + "\n" for entry in attempts))
+    beside = ledger(tmp_path, STATE, prices)
+    assert beside["worker_hours"] == 2 * 2 + 1.5 * 6
+    assert beside["gpu_hours"] == 1.5 * 6
+    assert beside["cost"] == round(13.0 * 1.5 + 3.5 * 0.25, 2)
 
 
 def test_a_run_of_an_older_version_has_a_ledger_without_attempts(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
 import time
 from dataclasses import dataclass, field
@@ -194,7 +195,7 @@ def test_a_worker_that_waits_for_another_one_is_named_with_its_host(tmp_path: Pa
         f"waited for worker 1 on {host}: worker 0 on {host} ({percent}); an update has 3 micro-batches for 2 workers"
     )
     # They sleep, so that one worker alone would have had next to nothing to compute.
-    assert slow.startswith("2 workers are no faster than one would be: ")
+    assert re.match(r"2 workers do \d+% of what one would do: \d+% of the time goes to the sum", slow)
     assert lines[1]["speedup"] < 0.5
 
 
@@ -213,8 +214,53 @@ def test_short_lines_are_judged_together(now: Now, monkeypatch: pytest.MonkeyPat
     assert [number for number, warnings in enumerate(said) if warnings] == [10, 20]
     assert said[10] == [
         "waited for worker 2 on b: worker 0 on a (40%), worker 1 on a (40%)",
-        "3 workers are no faster than one would be: 20% of the time goes to the sum over the workers, "
-        "or they share a CPU",
+        "3 workers do 100% of what one would do: 20% of the time goes to the sum over the workers, 40% to waiting for "
+        "each other, 0% to waiting for rows, and what is not in these to CPUs that they share",
     ]
     assert record.spent["waiting"] == pytest.approx(22 * 0.4)
     assert record.spent["communication"] == pytest.approx(22 * 0.2)
+
+
+def test_workers_that_gain_enough_are_told_nothing(now: Now, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_module, "_hosts", lambda world: ["a", "a", "b"])
+    for computing, told in ((0.61, False), (0.59, True)):  # of a second of each of three workers
+        shares = [share(0.0, computing=computing)] * 3
+        monkeypatch.setattr(record_module, "_gathered", lambda share, world, shares=shares: shares)
+        record = Record(World(0, 3), 3, {})
+        lines = []
+        for _ in range(11):
+            now.pass_by(1.0)
+            add(record, 1.0, 1.0, 10)
+            lines.append(record.line(TrainState(), 0.1, 50, WINDOW))
+        assert any("warnings" in line for line in lines) == told
+
+
+def test_a_worker_that_waits_for_rows_is_named_and_a_single_one_too(now: Now) -> None:
+    record, said = Record(World(), 1, {}), []
+    for wait in (0.9,) + (0.3,) * 10 + (0.2,) * 10:  # the first line is left out
+        now.pass_by(1.0)
+        record.spend("data", wait)
+        add(record, 1.0, 1.0, 10)
+        said.append(record.line(TrainState(), 0.1, 50, WINDOW).get("warnings"))
+    assert [number for number, warnings in enumerate(said) if warnings] == [10]
+    assert said[10] == [
+        f"waited for rows to train on: worker 0 on {socket.gethostname()} (30%); a faster disk would help, and where "
+        "rows are augmented a higher ray.threads_per_worker"
+    ]
+
+
+def test_a_line_says_how_long_the_rest_takes_at_the_pace_so_far(now: Now) -> None:
+    record = Record(World(), 2, {})
+    now.pass_by(1.0)
+    add(record, 2.0, 2.0, 40)
+    line = record.line(TrainState(update=20, seconds=30.0), 0.1, 50, WINDOW)
+    assert line["seconds_left"] == 45.0
+
+
+def test_where_all_updates_were_left_out_there_is_no_norm(now: Now) -> None:
+    record = Record(World(), 2, {})
+    now.pass_by(1.0)
+    add(record, math.nan, 2.0, 40, norm=7.0)
+    line = record.line(TrainState(update=1, skipped_updates=1), 0.1, 50, WINDOW)
+    assert line["gradient_norm"] is None
+    assert line["loss"] is None
