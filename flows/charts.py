@@ -33,14 +33,14 @@ def loss_curves(train: Sequence[Mapping[str, Any]], validations: Sequence[Mappin
     """Return the losses of training and dev by update, the published update marked.
 
     `train` and `validations` are the lines of metrics.jsonl of that kind; losses are nats a target piece. A line of
-    training whose updates were all left out has none.
+    training whose updates were all left out has none, nor has a validation whose loss was not finite.
     """
-    finite = [line for line in train if line["loss"] is not None]
+    finite, of_dev = ([line for line in lines if line["loss"] is not None] for lines in (train, validations))
 
     def draw(axes: Any) -> None:
         axes.plot(_column(finite, "update"), _column(finite, "loss"), color=BLUE, linewidth=1.2, label="train")
-        updates = _column(validations, "update")
-        axes.plot(updates, _column(validations, "loss"), color=ORANGE, marker="o", markersize=3.5, label="dev")
+        updates = _column(of_dev, "update")
+        axes.plot(updates, _column(of_dev, "loss"), color=ORANGE, marker="o", markersize=3.5, label="dev")
         axes.axvline(best_update, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="best")
         axes.set(xlabel="update", ylabel="loss")
         axes.legend()

@@ -134,6 +134,13 @@ class TrainConfig(Table):
             raise ValueError(f"momentum is of sgd, and the optimizer is {self.optimizer}")
         if self.schedule == "noam" and not self.warmup_updates:
             raise ValueError("the schedule noam needs warmup_updates")
+        if self.schedule == "noam" and "learning_rate" not in self.model_fields_set:
+            raise ValueError("the schedule noam needs a learning_rate: there it is a factor, 1 or so, and no rate")
+        if self.schedule == "plateau" and self.plateau_patience >= self.patience:
+            raise ValueError(
+                f"with plateau_patience {self.plateau_patience} training would end, at patience {self.patience}, "
+                "before the rate falls"
+            )
         if self.validate_epochs is None and self.validate_updates is None:
             raise ValueError("set validate_epochs or validate_updates: without a validation there is no best model")
         return self
@@ -175,6 +182,12 @@ def check_beside(train: TrainConfig, ray: RayConfig) -> None:
 
 def check_sharding(model: ModelTable, train: TrainConfig, ray: RayConfig) -> None:
     """Raise InputError where a model cannot be dealt out over the workers."""
+    if ray.shard_model and (ray.min_workers or ray.num_workers) == 1:
+        raise InputError(
+            "a model is dealt out over several workers, and there may be one alone",
+            where="ray.shard_model",
+            remedy="Raise ray.num_workers and ray.min_workers, or set ray.shard_model: false",
+        )
     updates = model.freeze_embeddings_updates
     refused = {
         "train.optimizer": train.optimizer == "adafactor",  # sums of whole rows and columns

@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nmt.alignments import alignments_folder, guiding_inputs
 from nmt.architectures import build_model
 from nmt.batches import one_sided
@@ -59,12 +57,13 @@ from nmt.training.ledger import ledger
 from nmt.training.loop import train_loop
 from nmt.training.metrics import METRICS_FILE
 from nmt.training.mixing import Curriculum
+from nmt.training.process import own_device
 from nmt.training.progress import progress_shown
 from nmt.training.run import open_epochs
 from nmt.training.saver import checked_newest
 from nmt.training.step import World
 from nmt.training.tracking import check_tracking
-from nmt.training.validation import describe_dev
+from nmt.training.validation import check_dev, describe_dev
 from nmt.training.workers import num_workers
 from pipelines.config import AugmentConfig
 from pipelines.files import sha256_of
@@ -158,9 +157,8 @@ def train(
             if use_ray:
                 train_under_ray(job, ray)
             else:
-                device = torch.device("cuda" if ray.use_gpu else "cpu")
                 with ending_by_signals(job):
-                    train_loop(job, World(0, 1, device))
+                    train_loop(job, World(0, 1, own_device(use_gpu=ray.use_gpu)))
         return _finished(job, rows, num_workers(folder), prices)
 
     settings: dict[str, Any] = {
@@ -187,6 +185,7 @@ def _check(job: TrainJob, *, continue_from_earlier: bool) -> RowCounts:
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     with open_epochs(job) as epochs:
         rows = epochs.counts()
+    check_dev(job, tokenizer)
     newest = checked_newest(job.checkpoints, continue_from_earlier=continue_from_earlier)
     if newest is not None:
         load_config(newest, tokenizer=tokenizer.digest)

@@ -7,6 +7,7 @@ section 3.2; Vaswani et al. 2017, section 6.1.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,32 @@ def average_best(run: Run) -> None:
     updates = sorted(update for update, _ in run.state.best_models)
     if len(updates) < 2:
         return
+    folders, mean = [best_folder(run.job.checkpoints, update) for update in updates], mean_folder(run.job.checkpoints)
     if run.saver is not None:
         run.saver.wait()
-    if run.world.size > 1:
-        dist.barrier()  # until rank 0 has written the last of them
-    model = mean_model([best_folder(run.job.checkpoints, update) for update in updates], tokenizer=run.tokenizer.digest)
-    model = model.to(run.world.device)
-    scores = score_model(model, run.dev, run.references, run.tokenizer, run.job, run.world)
-    if run.saver is not None:
+        model = mean_model(folders, tokenizer=run.tokenizer.digest)
         config = run.checkpoint_config().model_copy(update={"update": updates[-1]})
-        run.saver.save_model(mean_folder(run.job.checkpoints), model_content(model, config))
-    run.state = run.state.model_copy(update={"mean_dev": scores.dev})
+        run.saver.save_model(mean, model_content(model, config))
+        run.saver.wait()
+    if run.world.size > 1:
+        dist.barrier()  # until rank 0 has written it
+    dev = _scored_beside(run, mean) if run.job.beside is not None else _scored(run, mean)
+    if all(math.isfinite(score) for score in dev.values()):
+        run.state = run.state.model_copy(update={"mean_dev": dev})
+
+
+def _scored(run: Run, folder: Path) -> dict[str, float]:
+    model, _ = load_model(folder, tokenizer=run.tokenizer.digest)
+    return score_model(model.to(run.world.device), run.dev, run.references, run.tokenizer, run.job, run.world).dev
+
+
+def _scored_beside(run: Run, folder: Path) -> dict[str, float]:
+    """Return the scores by a validation worker: the training workers may have no place for a whole model."""
+    found: list[Any] = [None if run.beside is None else run.beside.score(folder).dev]
+    if run.world.size > 1:
+        dist.broadcast_object_list(found, src=0)
+    dev: dict[str, float] = found[0]
+    return dev
 
 
 def mean_folder(checkpoints: Path) -> Path:

@@ -75,7 +75,9 @@ def _check_start(table: ModelTable, published: PublishedModel) -> None:
         )
     found = load_config(published.checkpoint).model.model_dump(mode="json")
     wanted = table.without_vectors().model_dump(mode="json")
-    differing = [key for key in {**wanted, **found} if wanted.get(key, ...) != found.get(key, ...)]
+    # Dropout is of training, and decides no weight's shape or meaning.
+    keys = [key for key in {**wanted, **found} if not key.endswith("dropout")]
+    differing = [key for key in keys if wanted.get(key, ...) != found.get(key, ...)]
     if differing:
         said = ", ".join(f"{key} {_value(found, key)}, here {_value(wanted, key)}" for key in differing)
         raise InputError(

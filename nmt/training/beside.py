@@ -18,12 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nmt.checkpoint import load_model
 from nmt.config import RayConfig
 from nmt.training.job import BesideConfig, TrainJob
-from nmt.training.process import set_up_process
+from nmt.training.process import own_device, set_up_process
 from nmt.training.saver import asked_folder, best_folder
 from nmt.training.step import World
 from nmt.training.validation import Scores, read_dev, score_model
@@ -69,8 +67,12 @@ class RayValidations:
 
     def ask(self, update: int) -> None:
         """Have the weights of an update scored. Raises InputError where they are gone."""
-        folder = weights_folder(self._job.checkpoints, update)
-        self._asked[update] = self._task.remote(self._job.model_dump(mode="json"), str(folder))
+        self._asked[update] = self._begun(weights_folder(self._job.checkpoints, update))
+
+    def score(self, folder: Path) -> Scores:
+        """Return the scores of the model in a folder, having waited for them."""
+        scores: Scores = self._ray.get(self._begun(folder))
+        return scores
 
     def finished(self, updates: Sequence[int], seconds: float) -> list[Scores]:
         """Return the scores of the first of these updates, as many as are there, having waited so long for one.
@@ -85,6 +87,9 @@ class RayValidations:
             found.append(self._ray.get(reference))
             del self._asked[update]
         return found
+
+    def _begun(self, folder: Path) -> Any:
+        return self._task.remote(self._job.model_dump(mode="json"), str(folder))
 
     def close(self) -> None:
         """Give up what is still open: its scores decide nothing any more."""
@@ -123,7 +128,7 @@ def reserved(config: RayConfig) -> Iterator[BesideConfig | None]:
 
 def _score(job_json: dict[str, Any], folder: str) -> Scores:
     job = TrainJob.model_validate(job_json)
-    device = torch.device("cuda" if job.beside is not None and job.beside.use_gpu else "cpu")
+    device = own_device(use_gpu=job.beside is not None and job.beside.use_gpu)
     set_up_process(job, device)
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     model, _ = load_model(Path(folder), tokenizer=tokenizer.digest)

@@ -10,6 +10,11 @@ from nmt.allocation import keep_freed_memory
 from nmt.training.job import TrainJob
 
 
+def own_device(*, use_gpu: bool) -> torch.device:
+    """Return the device of a process that is alone on its machine, or sees one GPU."""
+    return torch.device("cuda:0" if use_gpu else "cpu")
+
+
 def set_up_process(job: TrainJob, device: torch.device) -> None:
     """Set what torch has for the whole process. To be called before the first product."""
     # oneDNN keeps what it has made for each shape, of which length buckets give hundreds. Its bound is 1024: with 64

@@ -165,8 +165,8 @@ def validation_line(record: dict[str, Any]) -> str:
     """Return a line for people of a record of validation."""
     scores = "".join(f"{words} {record[name]:.2f}  " for name, words in _SCORES.items() if name in record)
     return (
-        f"validation at update {record['update']:,}, epoch {record['epoch'] + 1}:  loss {record['loss']:.3f}  "
-        f"perplexity {_number(record['perplexity'], '.2f')}  {scores}"
+        f"validation at update {record['update']:,}, epoch {record['epoch'] + 1}:  "
+        f"loss {_number(record['loss'], '.3f')}  perplexity {_number(record['perplexity'], '.2f')}  {scores}"
         f"({record['seconds']:.0f} s{', best so far' if record['best'] else ''})"
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -120,7 +121,9 @@ def adder(
         number, batch = microbatches[part.place]
         generator.manual_seed(noise_seed(config.seed, update, number))
         noise = generator if part.is_whole() else RowsNoise(generator, part.start, part.end, part.total)
-        with autocast(config.precision, device):
+        # What draws the noise of some rows cannot be compiled; parts are the exception, and computed as they are.
+        eager = nullcontext() if part.is_whole() else torch.compiler.set_stance("force_eager")
+        with autocast(config.precision, device), eager:
             loss = (compute or objective)(model, part.of(batch).to(device), noise, config, update)
         loss.total.backward(loss.total.new_full((), factor))  # type: ignore[no-untyped-call]
         flat.add_losses(loss.total, loss.nll)

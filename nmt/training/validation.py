@@ -17,17 +17,19 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from nmt.batches import collate, one_sided, packed
+from nmt.batches import Rows, collate, one_sided, packed
 from nmt.config import Side, TrainConfig, TranslateConfig
 from nmt.evaluate import corpus_bleu, corpus_chrf
 from nmt.model.seq2seq import Seq2Seq
 from nmt.objectives.supervised import supervised
 from nmt.precision import autocast
 from nmt.published import describe_references
-from nmt.search import search
+from nmt.search import max_target_pieces, search
 from nmt.training.attention_maps import attention_maps
 from nmt.training.job import TrainJob
+from nmt.training.memory import fits
 from nmt.training.step import World
+from pipelines.errors import InputError
 from pipelines.shards import ShardColumns, read_shards
 from pipelines.tokenizer import Tokenizer
 
@@ -106,30 +108,29 @@ def score_rows(
     """Return the loss and the translations of all rows; of a language model there are no translations.
 
     The same on every worker and for every number of workers: batches of rows of like length are dealt out, and their
-    sums are added in the batches' order. Search computes with the precision of training.
+    sums are added in the batches' order. Search computes with the precision of training. A batch that does not fit into
+    memory is computed in halves; raises InputError of a single row that does not.
     """
-    decoding = TranslateConfig(method="beam", beam_size=config.validation_beam_size)
     src_lengths, tgt_lengths = shards.src_lengths(), shards.tgt_lengths()
     order = np.lexsort((tgt_lengths, src_lengths))
     batches = packed(order, np.maximum(src_lengths, tgt_lengths)[order], config.microbatch_tokens)
-    losses: dict[int, float] = {}
-    found: dict[int, list[int]] = {}
-    loss_seconds = search_seconds = 0.0
-    for number in range(world.rank, len(batches), world.size):
-        rows = batches[number]
-        started = time.monotonic()
-        batch = collate(shards, rows).to(world.device)
-        with torch.inference_mode(), autocast(config.precision, world.device):
-            losses[number] = float(supervised(model, batch, None, label_smoothing=0.0).nll)
-            loss_seconds += time.monotonic() - started
-            started = time.monotonic()
-            hypotheses = search(model, batch.src, batch.src_lengths, decoding) if model.config.has_source else []
-            search_seconds += time.monotonic() - started
-        found |= {int(row): hypothesis.ids for row, hypothesis in zip(rows, hypotheses)}
-    shares: list[Any] = [(losses, found, loss_seconds, search_seconds)]
+    mine = {
+        number: _score_batch(model, shards, batches[number], config, world.device)
+        for number in range(world.rank, len(batches), world.size)
+    }
+    losses = {number: batch.nll for number, batch in mine.items()}
+    found = {row: ids for batch in mine.values() for row, ids in batch.translations.items()}
+    shares: list[Any] = [
+        (
+            losses,
+            found,
+            sum(batch.loss_seconds for batch in mine.values()),
+            sum(batch.search_seconds for batch in mine.values()),
+        )
+    ]
     if world.size > 1:
-        mine, shares = shares[0], [None] * world.size
-        dist.all_gather_object(shares, mine)
+        own, shares = shares[0], [None] * world.size
+        dist.all_gather_object(shares, own)
     every_loss = {number: nll for share in shares for number, nll in share[0].items()}
     every_row = {row: ids for share in shares for row, ids in share[1].items()}
     nll = sum(every_loss[number] for number in range(len(batches)))
@@ -140,6 +141,67 @@ def score_rows(
         loss_seconds=max(share[2] for share in shares),
         search_seconds=max(share[3] for share in shares),
     )
+
+
+class _Batch(NamedTuple):
+    nll: float
+    translations: dict[int, list[int]]  # pieces, by the number of the row
+    loss_seconds: float
+    search_seconds: float
+
+
+def _score_batch(model: Seq2Seq, shards: ShardColumns, rows: Rows, config: TrainConfig, device: torch.device) -> _Batch:
+    found: list[_Batch] = []
+
+    def compute() -> None:
+        started = time.monotonic()
+        batch, hypotheses = collate(shards, rows).to(device), []
+        with torch.inference_mode(), autocast(config.precision, device):
+            nll = float(supervised(model, batch, None, label_smoothing=0.0).nll)
+            between = time.monotonic()
+            if model.config.has_source:
+                hypotheses = search(model, batch.src, batch.src_lengths, _decoding(config))
+        translations = {int(row): hypothesis.ids for row, hypothesis in zip(rows, hypotheses)}
+        found.append(_Batch(nll, translations, between - started, time.monotonic() - between))
+
+    if fits(compute):
+        return found[0]
+    if len(rows) == 1:
+        raise InputError(
+            f"row {shards.row_id[rows[0]]} of dev does not fit into memory by itself",
+            where="train.validation_beam_size",
+            remedy="Lower it, or take the row out of dev, or train where there is more memory",
+        )
+    first, second = (
+        _score_batch(model, shards, half, config, device) for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :])
+    )
+    return _Batch(
+        first.nll + second.nll,
+        first.translations | second.translations,
+        first.loss_seconds + second.loss_seconds,
+        first.search_seconds + second.search_seconds,
+    )
+
+
+def _decoding(config: TrainConfig) -> TranslateConfig:
+    return TranslateConfig(method="beam", beam_size=config.validation_beam_size)
+
+
+def check_dev(job: TrainJob, tokenizer: Tokenizer) -> None:
+    """Raise InputError where a validation would go beyond the positions that a model learns: dev's rows are not cut."""
+    bound = job.model.most_pieces()
+    if bound is None:
+        return
+    dev = one_sided(read_shards(Path(job.shards) / "dev", tokenizer.digest), job.model.only_side())
+    source, target = (int(lengths.max(initial=0)) for lengths in (dev.src_lengths(), dev.tgt_lengths()))
+    longest = max(target, max_target_pieces(_decoding(job.train), source) if job.model.has_source else 0)
+    if longest > bound:
+        raise InputError(
+            f"a row of dev of {source} source or {target} target pieces needs up to {longest} positions as it is "
+            f"translated, and the model learns {bound}",
+            where="model.max_positions",
+            remedy=f"Set it to {longest} or more, or take the longest rows out of dev",
+        )
 
 
 def _references(folder: Path, dev: ShardColumns) -> list[str]:

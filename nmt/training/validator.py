@@ -71,10 +71,10 @@ def due(config: TrainConfig, state: TrainState) -> bool:
 def judged(state: TrainState, config: TrainConfig, update: int, dev: Mapping[str, float]) -> TrainState:
     """Return the state once the scores of an update are known: its best models, early stopping and the plateau.
 
-    `dev` has loss, and bleu and chrf where there are translations. Updates must come in their order. A score that is
-    not finite is never better; of equal ones the first is.
+    `dev` has loss, and bleu and chrf where there are translations. Updates must come in their order. A model
+    with any score that is not finite is never better; of equal ones the first is.
     """
-    metric = metric_of(config, dev)
+    metric = metric_of(config, dev) if all(math.isfinite(score) for score in dev.values()) else math.nan
     better = math.isfinite(metric) and (state.best_metric is None or metric > state.best_metric)
     changes: dict[str, Any] = {
         "validated_update": update,
@@ -95,8 +95,8 @@ def validation_record(state: TrainState, update: int, epoch: int, scores: Scores
         "kind": "validation",
         "update": update,
         "epoch": epoch,
-        "loss": scores.dev["loss"],
-        "perplexity": perplexity(scores.dev["loss"], 1),
+        "loss": _finite(scores.dev["loss"]),
+        "perplexity": _finite(perplexity(scores.dev["loss"], 1)),
         **{name: scores.dev[name] for name in ("bleu", "chrf") if name in scores.dev},
         "best": state.best_update == update,
         "seconds": scores.seconds,
@@ -105,6 +105,10 @@ def validation_record(state: TrainState, update: int, epoch: int, scores: Scores
         "samples": scores.samples,
         "attention": scores.attention,
     }
+
+
+def _finite(score: float | None) -> float | None:
+    return score if score is not None and math.isfinite(score) else None  # JSON has no other numbers
 
 
 def _best_models(state: TrainState, config: TrainConfig, update: int, metric: float) -> tuple[tuple[int, float], ...]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import nmt.training.step as step_module
 from nmt.architectures import ARCHITECTURES, architecture, build_model
 from nmt.batches import collate
 from nmt.compilation import check_arithmetic, check_compile, compile_model
@@ -20,6 +21,7 @@ from nmt.training.optim import make_optimizer
 from nmt.training.step import UpdateFigures, World, train_step
 from pipelines.errors import InputError
 from pipelines.shards import ShardColumns
+from tests.nmt.training.test_memory import fitting
 
 COMPILED: dict[str, ModelTable] = {
     "transformer": TransformerConfig(
@@ -72,6 +74,22 @@ def test_a_compiled_model_makes_the_same_updates_within_rounding_for_all_shapes(
     for one, other in zip(found, expected):
         assert one[:3] == pytest.approx(other[:3], rel=1e-9)
     assert compiled_weights.keys() == weights.keys()
+    for key, tensor in weights.items():
+        torch.testing.assert_close(compiled_weights[key], tensor, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", COMPILED)
+def test_parts_of_a_micro_batch_of_a_compiled_model_make_the_same_update(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    expected, weights = updates(COMPILED[name], compiled=False)
+    monkeypatch.setattr(step_module, "objective", fitting(3, late=False))
+    found, compiled_weights = updates(COMPILED[name], compiled=True)
+    assert [figures.num_split for figures in found] == [1, 0, 1, 0, 0, 1]
+    for one, other in zip(found, expected):
+        assert one[:3] == pytest.approx(other[:3], rel=1e-9)
     for key, tensor in weights.items():
         torch.testing.assert_close(compiled_weights[key], tensor, rtol=1e-8, atol=1e-10)
 

@@ -15,7 +15,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from nmt.checkpoint import TrainState, read_state, training_checkpoints
+from nmt.checkpoint import TrainState, load_model, read_state, training_checkpoints
 from nmt.config import RayConfig, TrainConfig, check_beside
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.ray_session import ray_session
@@ -26,7 +26,8 @@ from nmt.training.beside import RayValidations, reserved, weights_folder
 from nmt.training.job import BesideConfig, TrainJob
 from nmt.training.metrics import read_metrics
 from nmt.training.run import Run
-from nmt.training.validation import Scores
+from nmt.training.step import World
+from nmt.training.validation import Scores, score_model
 from pipelines.errors import InputError
 from pipelines.stage import StageRun
 from tests.nmt.conftest import ToyStages
@@ -118,6 +119,10 @@ class Late:
             self.run.saver.wait()  # asking is the last thing that it does
         number = 1 if seconds else max(0, len(updates) - self.late)
         return [self.scores[update] for update in updates[:number]]
+
+    def score(self, folder: Path) -> Scores:
+        model, _ = load_model(folder, tokenizer=self.run.tokenizer.digest)
+        return score_model(model, self.run.dev, self.run.references, self.run.tokenizer, self.run.job, World())
 
     def close(self) -> None:
         self.closed = True

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from nmt.checkpoint import TrainState
 from nmt.config import TrainConfig
@@ -137,3 +138,11 @@ def test_only_the_schedule_plateau_looks_at_validations() -> None:
         assert on_validation(state, config, False) is state
         assert rates(config, plateau_rate=0.5) == rates(config)
     assert rates(config_of("plateau"), plateau_rate=0.5)[2:6] == pytest.approx([0.1875, 0.25, 0.25, 0.25])
+
+
+def test_a_schedule_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="noam needs a learning_rate: there it is a factor"):
+        TrainConfig(schedule="noam")
+    assert TrainConfig.model_validate(TrainConfig(schedule="noam", learning_rate=1.0).model_dump()).schedule == "noam"
+    with pytest.raises(ValidationError, match="plateau_patience 3 training would end, at patience 3, before the rate"):
+        TrainConfig(schedule="plateau", plateau_patience=3, patience=3)

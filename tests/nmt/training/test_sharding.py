@@ -226,6 +226,13 @@ def test_what_cannot_be_dealt_out_is_refused(key: str, model: ModelTable, train:
         check_sharding(model, train, RayConfig(shard_model=True))
 
 
+@pytest.mark.parametrize("ray", [RayConfig(num_workers=1), RayConfig(num_workers=3, min_workers=1)])
+def test_one_worker_that_would_hold_the_whole_model_is_refused(ray: RayConfig) -> None:
+    check_sharding(RecurrentConfig(), TrainConfig(), ray)
+    with pytest.raises(InputError, match="there may be one alone"):
+        check_sharding(RecurrentConfig(), TrainConfig(), ray.model_copy(update={"shard_model": True}))
+
+
 def test_an_idle_micro_batch_adds_nothing() -> None:
     config = TrainConfig(guided_alignment_weight=0.1)
     model = build_model(TABLES["additive"], 19, 19).double()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from nmt.architectures import build_model
 from nmt.config import TrainConfig, TranslateConfig
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.model.seq2seq import Seq2Seq
+from nmt.model.transformer_config import TransformerConfig
 from nmt.search import search
 from nmt.training.job import TrainJob
 from nmt.training.step import World
-from nmt.training.validation import perplexity, read_dev, score_model, score_rows
+from nmt.training.validation import check_dev, perplexity, read_dev, score_model, score_rows
 from pipelines.config import AugmentConfig
+from pipelines.errors import InputError
 from pipelines.tokenizer import BOS_ID, Tokenizer
 from tests.nmt.conftest import ToyStages, toy_pairs
 
@@ -67,6 +71,50 @@ def test_loss_and_translations_are_those_of_each_row_alone(
     assert found.loss == pytest.approx(nll / pieces, rel=1e-10)
     assert found.translations == tokenizer.decode_target(translations)
     assert len(set(found.translations)) > 3
+
+
+def limited(limit: int) -> Callable[..., Any]:
+    """Return search on a device that has memory for so many rows."""
+
+    def short(model: Seq2Seq, src: torch.Tensor, *others: Any) -> Any:
+        if len(src) > limit:
+            raise torch.OutOfMemoryError("out of memory, as a device would say")
+        return search(model, src, *others)
+
+    return short
+
+
+def test_what_does_not_fit_is_scored_in_halves(
+    toy: ToyStages, tokenizer: Tokenizer, model: Seq2Seq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev, _ = read_dev(job_of(toy, tmp_path), tokenizer)
+    config = TRAIN.model_copy(update={"microbatch_tokens": 300})
+    whole = score_rows(model, dev, tokenizer, config, World())
+    monkeypatch.setattr("nmt.training.validation.search", limited(2))
+    found = score_rows(model, dev, tokenizer, config, World())
+    assert found.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert found.translations == whole.translations
+    monkeypatch.setattr("nmt.training.validation.search", limited(0))
+    with pytest.raises(InputError, match="of dev does not fit into memory by itself") as raised:
+        score_rows(model, dev, tokenizer, config, World())
+    assert raised.value.where == "train.validation_beam_size"
+
+
+def test_rows_of_dev_beyond_the_positions_that_a_model_learns_are_refused(
+    toy: ToyStages, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    job = job_of(toy, tmp_path)
+    check_dev(job, tokenizer)  # where positions are not learned there is no bound
+    dev, _ = read_dev(job, tokenizer)
+    longest = max(2 * int(dev.src_lengths().max()) + 10, int(dev.tgt_lengths().max()))
+    for positions in (longest, longest - 1):
+        table = TransformerConfig(positions="learned", max_positions=positions, embedding_dim=8, attention_heads=2)
+        learned = job.model_copy(update={"model": table})
+        if positions == longest:
+            check_dev(learned, tokenizer)
+            continue
+        with pytest.raises(InputError, match=f"needs up to {longest} positions .* the model learns {longest - 1}"):
+            check_dev(learned, tokenizer)
 
 
 def test_scores_are_those_of_sacrebleu(toy: ToyStages, tokenizer: Tokenizer, model: Seq2Seq, tmp_path: Path) -> None:

@@ -130,6 +130,16 @@ def test_a_score_that_is_not_finite_is_never_better() -> None:
     assert found[-1].best_models == ((40, -4.0), (20, -5.0))
 
 
+def test_a_model_whose_loss_is_not_finite_is_none_of_the_best_whatever_its_bleu() -> None:
+    found = all_judged(
+        by_bleu(average_checkpoints=3), [scores(10.0, 4.0), scores(12.0, math.nan), scores(9.0, math.inf)]
+    )
+    assert found[-1].best_models == ((10, 10.0),)
+    assert found[-1].best_update == 10
+    for state in found:  # what a checkpoint could not say
+        assert TrainState.model_validate_json(state.model_dump_json()) == state
+
+
 def test_the_n_best_models_are_known_the_earlier_of_equal_ones_first() -> None:
     every = [scores(bleu) for bleu in (10.0, 12.0, 10.0, 11.0, 12.0)]
     found = [state.best_models for state in all_judged(by_bleu(average_checkpoints=3), every)]
