@@ -44,7 +44,7 @@ from pipelines.config import (
 from pipelines.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
-PROFILES = Path(__file__).parent.parent / "infra" / "profiles"
+PROFILES = Path(__file__).parent / "profiles"
 T = TypeVar("T", bound=Table)
 _KEY = re.compile(r"\w+")
 _TYPES = frozenset({"bool", "float", "int", "str"})
@@ -331,7 +331,7 @@ def check_profile(recipe: Recipe, profile: Profile, *, use_ray: bool = True) -> 
 
 
 def load_profile(name_or_path: str | None) -> Profile:
-    """Return a profile of a file, or of a name in `infra/profiles`; the defaults for None. Raises InputError."""
+    """Return a profile of a file, or of a name in `flows/profiles`; the defaults for None. Raises InputError."""
     if name_or_path is None:
         return Profile()
     path = _find(name_or_path, PROFILES, "profile")

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from flows.config import RECIPES, load_recipe
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipelines", "nmt", "flows")  # each imports only itself and those before it
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-DRAWN = (*PACKAGES, "infra")  # the folders that the tree in ARCHITECTURE.md draws
 UNDRAWN = {"__init__.py", "py.typed"}
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".html", ".cfg", ".ini", ".json", ".sh", ""}
 NOT_OURS = {"runs", "build", "dist", "seqloom.egg-info", "__pycache__"}
@@ -96,11 +96,26 @@ def test_the_shard_contract_needs_arrow_and_numpy_alone() -> None:
 
 
 def test_the_tree_in_the_document_is_the_real_tree() -> None:
-    paths = [path for folder in DRAWN for path in (ROOT / folder).rglob("*") if path.is_file()]
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()]
     real = {
         str(path.relative_to(ROOT)) for path in paths if "__pycache__" not in path.parts and path.name not in UNDRAWN
     }
     assert drawn_files() == real
+
+
+def test_an_installation_has_every_file_of_the_packages() -> None:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert set(table["packages"]) == {".".join(module.relative_to(ROOT).parts[:-1]) for module in MODULES}
+    named = {
+        path for package, globs in table["package-data"].items() for one in globs for path in files_of(package, one)
+    }
+    files = {path for package in PACKAGES for path in files_of(package, "**/*") if path.suffix not in (".py", ".pyc")}
+    assert named == files
+    assert {path.parent.name for path in named} >= {"profiles", "recipes", "templates"}
+
+
+def files_of(package: str, pattern: str) -> set[Path]:
+    return {path for path in (ROOT / package).glob(pattern) if path.is_file()}
 
 
 def drawn_files() -> set[str]:
