@@ -321,13 +321,15 @@ def _with_taken_tokenizer(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def check_profile(recipe: Recipe, profile: Profile, *, use_ray: bool = True) -> None:
-    """Raise InputError where training, as the recipe has it, cannot be computed where the profile says."""
+    """Raise InputError where training, as the recipe has it, cannot be computed or tracked where the profile says."""
     from nmt.compilation import check_arithmetic  # which imports torch
+    from nmt.training.tracking import check_tracking
 
     check_arithmetic(recipe.model_table(), recipe.train, use_gpu=profile.ray.use_gpu)
     if use_ray:
         check_beside(recipe.train, profile.ray)
         check_sharding(recipe.model_table(), recipe.train, profile.ray)
+    check_tracking(profile.tracking)
 
 
 def load_profile(name_or_path: str | None) -> Profile:

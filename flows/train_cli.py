@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows import summary
-from flows.config import Profile, Recipe
+from flows.config import Profile, Recipe, check_profile
 from flows.stages import plan, run_up_to, stages_read_by
 from nmt.architectures import build_model
 from nmt.batches import target_tokens
@@ -62,8 +62,9 @@ def dry_run_and_print(
 
     Two updates and a validation on a part of dev are done with all that the profile names, in a temporary folder of
     the workdir, of which nothing is left. Where the stages before training have not run, a sample is prepared.
-    Raises InputError as the stages do.
+    Raises InputError as the stages do, and where the profile does not fit.
     """
+    check_profile(recipe, profile, use_ray=use_ray)
     with _temporary(workdir) as folder:
         prepared = _finished(recipe, profile, workdir) or _sampled(recipe, profile, workdir, folder)
         found = _tried(prepared, profile, folder, use_ray=use_ray)

@@ -37,7 +37,7 @@ import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from flows.config import Profile, Recipe, TuneConfig
+from flows.config import Profile, Recipe, TuneConfig, check_profile
 from flows.process import ProcessFailed
 from flows.run_folder import RunFolder
 from flows.stages import run_up_to, stages_read_by, stages_root
@@ -45,7 +45,9 @@ from flows.tune_recorder import Recorder
 from flows.tune_records import METRIC_NAMES, TrainingRecord, TrialRecord, best_of, read_records, scores_of
 from flows.tune_space import HIGHER_IS_BETTER, Point, base_tree, check_space, tree_at, trial_recipes
 from flows.tune_trial import Ladder, TrainingSpec, standings, trial
+from nmt.config import TrackingConfig
 from nmt.ray_session import ray_session
+from nmt.training.tracking import check_tracking
 from pipelines.errors import InputError
 from pipelines.fold import fold
 from pipelines.stage import StageRun, WouldRun, acquired, digest_of, planning, read_manifest, write_atomically
@@ -108,8 +110,8 @@ def search(recipe: Recipe, profile: Profile, workdir: Path) -> Outcome:
     """Return what the search of a recipe has found, having trained what was not trained yet.
 
     `recipe` is one of `load_recipe` without its model's table, since a point may name another architecture.
-    Raises InputError before anything runs where the recipe has no search, or a point of it is no recipe, and where
-    another process is at the same search; AllTrialsFailed.
+    Raises InputError before anything runs where the recipe has no search, a point of it is no recipe or none that the
+    profile can train, and where another process is at the same search; AllTrialsFailed.
     """
     config = recipe.tune
     if config is None:
@@ -121,6 +123,7 @@ def search(recipe: Recipe, profile: Profile, workdir: Path) -> Outcome:
     tree = base_tree(recipe)
     check_space(tree, config)
     drawn = trial_recipes(tree, config)
+    _check_profile(drawn, profile)
     folder = TuneFolder.of(workdir, recipe)
     folder.trials.mkdir(parents=True, exist_ok=True)
     lock = acquired(
@@ -138,6 +141,22 @@ def search(recipe: Recipe, profile: Profile, workdir: Path) -> Outcome:
         raise AllTrialsFailed(records)
     _write_best(folder.best, tree, best, config)
     return Outcome(config, records, best, folder)
+
+
+def _check_profile(drawn: Sequence[tuple[Point, Recipe]], profile: Profile) -> None:
+    """Raise InputError, naming the point, where a trial cannot be trained where the profile says."""
+    check_tracking(profile.tracking)
+    for point, recipe in drawn:
+        try:
+            check_profile(recipe, _untracked(profile), use_ray=False)
+        except InputError as error:
+            values = ", ".join(f"{key} = {value}" for key, value in point.items())
+            raise InputError(error.what, where=f"{error.where}, at {values}", remedy=error.remedy) from error
+
+
+def _untracked(profile: Profile) -> Profile:
+    """Return the profile without its trackers, of which a server would be asked for each trial anew."""
+    return profile.model_copy(update={"tracking": TrackingConfig()})
 
 
 def _write_best(path: Path, tree: Mapping[str, Any], best: TrialRecord, config: TuneConfig) -> None:
@@ -256,7 +275,7 @@ def _specs(
 def _training_folder(recipe: Recipe, profile: Profile, workdir: Path, runs: Mapping[str, StageRun]) -> Path:
     try:
         with planning():
-            return run_up_to("train", recipe, profile, workdir, given=runs, use_ray=False)["train"].folder
+            return run_up_to("train", recipe, _untracked(profile), workdir, given=runs, use_ray=False)["train"].folder
     except WouldRun as would:
         return would.folder
 

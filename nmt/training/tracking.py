@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ from pipelines.stage import write_atomically
 TRACKING_FILE = "tracking.json"
 _BATCH = 100  # parameters that MLflow takes at once,
 _LONGEST = 500  # and characters of one
+_WANDB_HOST = "https://api.wandb.ai"
+_WANDB_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+_WANDB_ALONE = ("offline", "disabled", "dryrun")  # modes in which it talks to nobody; the last is an old name
 
 Record = Mapping[str, Any]
 Settings = Mapping[str, Any]
@@ -40,17 +44,34 @@ class Tracker(Protocol):
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Raise InputError where a library that the profile asks for is missing, or MLflow cannot be reached."""
+    """Raise InputError where a library that the profile asks for is missing, W&B has no key or MLflow no answer."""
     if config.wandb_project is not None:
         _library("wandb", "tracking.wandb_project")
+        _check_wandb_key()
     if config.mlflow_uri is not None:
         mlflow = _library("mlflow", "tracking.mlflow_uri")
         try:
-            _experiment(mlflow.MlflowClient(tracking_uri=config.mlflow_uri), config.mlflow_experiment)
+            mlflow.MlflowClient(tracking_uri=config.mlflow_uri).get_experiment_by_name(config.mlflow_experiment)
         except mlflow.exceptions.MlflowException as error:
             raise InputError(
                 f"MLflow does not answer ({error})", where="tracking.mlflow_uri", remedy="Give the URI of its server"
             ) from error
+
+
+def _check_wandb_key() -> None:
+    """Raise InputError where W&B would ask for a key: it takes one from the environment, or its host's from netrc."""
+    if os.environ.get("WANDB_MODE") in _WANDB_ALONE or any(os.environ.get(name) for name in _WANDB_KEYS):
+        return
+    from requests.utils import get_netrc_auth  # as W&B looks it up
+
+    host = os.environ.get("WANDB_BASE_URL", _WANDB_HOST)
+    if get_netrc_auth(host) is None:
+        raise InputError(
+            f"W&B has no key for {host}",
+            where="tracking.wandb_project",
+            remedy="Set WANDB_API_KEY, here and for the workers of a cluster, or run `wandb login`; "
+            "with WANDB_MODE=offline none is needed",
+        )
 
 
 def open_trackers(

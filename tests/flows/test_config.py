@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,13 @@ def test_the_plateau_schedule_with_validation_beside_training_is_refused_before_
         check_profile(loaded, profile)
     check_profile(loaded, profile, use_ray=False)
     check_profile(loaded, Profile())
+
+
+@pytest.mark.parametrize("use_ray", [True, False])
+def test_a_tracker_that_is_not_there_is_refused_before_any_stage(
+    recipe: Path, use_ray: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    profile = Profile.model_validate({"tracking": {"wandb_project": "captions"}})
+    with pytest.raises(InputError, match="the library wandb is not installed"):
+        check_profile(load_recipe(recipe, define={"DATA": "/data"}), profile, use_ray=use_ray)

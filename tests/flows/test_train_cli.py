@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
 
 RECIPE = """
 name: tiny
@@ -99,6 +102,17 @@ def model_without_vocabulary(recipe: Path) -> int:
 
     table = load_recipe(str(recipe), define={}).model_table()
     return build_model(table, 40, 40).num_parameters() - 40 * 8 - 40
+
+
+def test_a_dry_run_says_first_what_the_profile_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    recipe = write_recipe(tmp_path, 40)
+    (tmp_path / "tracked.yaml").write_text("name: tracked\ntracking: {wandb_project: captions}\n", encoding="utf-8")
+    arguments = ["train", recipe, "--workdir", tmp_path / "runs", "--dry-run", "--profile", tmp_path / "tracked.yaml"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 2
+    assert "tracking.wandb_project: the library wandb is not installed" in result.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -113,6 +113,29 @@ def test_a_recipe_without_a_search_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("space", "profile", "said"),
+    [
+        (
+            {"train.precision": {"choice": ["float32", "float16"]}},
+            "",
+            "train.precision, at train.precision = float16: ",
+        ),
+        (RATES["space"], "tracking: {wandb_project: captions}", "the library wandb is not installed"),
+    ],
+)
+def test_what_the_profile_cannot_train_ends_with_status_two_before_anything_runs(
+    tmp_path: Path, space: dict[str, Any], profile: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    path = toy_recipe(tmp_path, {**RATES, "space": space})
+    (tmp_path / "where.yaml").write_text(f"name: where\n{profile}\n")
+    result = seqloom("tune", path, "--workdir", tmp_path / "runs", "--profile", tmp_path / "where.yaml")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_wrong_value_of_the_space_ends_with_status_two_before_anything_runs(tmp_path: Path) -> None:
     path = toy_recipe(tmp_path, {"space": {"model.dropout": {"uniform": [0.5, 1.5]}}})
     result = seqloom("tune", path, "--workdir", tmp_path / "runs")
