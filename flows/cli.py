@@ -1,7 +1,7 @@
 """The command `seqloom`: its arguments, what it prints, and its exit status.
 
-0 done, 1 failed, 2 wrong usage or input, 130 or 143 training stopped by SIGINT or SIGTERM, its weights saved. Libraries
-that are slow to import are imported by the commands that need them.
+0 done, 1 failed, 2 wrong usage or input, 130 or 143 ended by SIGINT or SIGTERM; of training the weights are saved then.
+Libraries that are slow to import are imported by the commands that need them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.config import Profile, Recipe, load_profile, load_recipe, load_table, schema, table_overrides
-from flows.process import ProcessFailed
+from flows.process import Interrupted, ProcessFailed, interrupted_by_sigterm
 from nmt.training.stopping import Stopped
 from pipelines.errors import InputError
 
@@ -74,7 +74,7 @@ killed continues at the next call.
 - with the published model: `seqloom translate runs/my/model in.txt out.txt`
 - how likely it finds a translation: `seqloom score runs/my/model in.txt its-translation.txt`
 
-**Exit status**: 0 done, 1 failed, 2 wrong usage or input, 130 or 143 training stopped by Ctrl-C or SIGTERM.
+**Exit status**: 0 done, 1 failed, 2 wrong usage or input, 130 or 143 ended by Ctrl-C or SIGTERM.
 """,
 )
 
@@ -128,8 +128,10 @@ def command(panel: str, name: str | None = None) -> Callable[[Callable[P, dict[s
                 _end(str(error), 1, {"error": str(error)} if as_json else None)
             except Stopped as stopped:
                 _end(str(stopped), stopped.status, {"error": str(stopped)} if as_json else None)
-            except KeyboardInterrupt:
-                _end("interrupted; the same command continues", 1, {"error": "interrupted"} if as_json else None)
+            except KeyboardInterrupt as interrupt:
+                number = signal.SIGTERM if isinstance(interrupt, Interrupted) else signal.SIGINT
+                said = {"error": "interrupted"} if as_json else None
+                _end("interrupted; the same command continues", 128 + number, said)
             if as_json:
                 print(json.dumps(result, ensure_ascii=False))
 
@@ -170,11 +172,11 @@ def run(
     # Prefect sets up logging at import; on the terminal stand our lines, Prefect's are in its own log of the run.
     _log_to_terminal(quiet)
     logging.getLogger("prefect").propagate = False
-    # As Ctrl-C does: the stage's processes and Prefect's server end before this one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     path = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     definitions = _definitions(define)
-    result: dict[str, Any] = build(path, definitions, overrides or [], profile, str(workdir), continue_from_earlier)
+    # As with Ctrl-C the stage's processes and Prefect's server end before this one.
+    with interrupted_by_sigterm():
+        result: dict[str, Any] = build(path, definitions, overrides or [], profile, str(workdir), continue_from_earlier)
     _print_result(RunFolder.of(workdir, loaded).stage_runs(), result)
     return result
 
@@ -225,10 +227,10 @@ def tune(
     """
     loaded, where = _load(recipe, profile, overrides, define, with_model=False)
     _log_to_terminal(quiet)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from flows.tune_cli import tune_and_print
 
-    return tune_and_print(loaded, where, workdir, profile, _console())
+    with interrupted_by_sigterm():
+        return tune_and_print(loaded, where, workdir, profile, _console())
 
 
 @command(PARTS)
@@ -272,12 +274,19 @@ def train(
     With --dry-run two updates and a validation on a part of dev are done with all that the profile names, in a
     temporary folder, and you see parameters, memory, padding, speed, time, disk and cost of the whole.
     """
+    if dry_run and continue_from_earlier:
+        raise InputError(
+            "a dry run continues nothing",
+            where="--continue-from-earlier",
+            remedy="Leave out this option, or --dry-run",
+        )
     if dry_run:
         loaded, where = _load(recipe, profile, overrides, define)
         _log_to_terminal(quiet=True)
         from flows.train_cli import dry_run_and_print
 
-        return dry_run_and_print(loaded, where, workdir, _console(), use_ray=not no_ray)
+        with interrupted_by_sigterm():
+            return dry_run_and_print(loaded, where, workdir, _console(), use_ray=not no_ray)
     runs = _run_up_to(
         "train", recipe, workdir, profile, overrides, define,
         quiet=quiet, use_ray=not no_ray, continue_from_earlier=continue_from_earlier,

@@ -14,9 +14,10 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import IO, Any
 
 from pipelines.errors import InputError
@@ -28,6 +29,10 @@ KEPT_LINES = 20
 INPUT_STATUS = 2  # exit status of bad input, as of the command
 # Of a command that was told by a signal to stop, and has: 128 and the signal's number, as shells have it.
 STOPPED_STATUSES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A command that SIGTERM has ended as Ctrl-C does."""
 
 
 class ProcessFailed(RuntimeError):
@@ -63,6 +68,20 @@ def run_process(
     if ended.result is None:
         raise ProcessFailed(name, ended.status, (*ended.last_lines, "(it wrote no JSON object to its standard output)"))
     return ended.result
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise Interrupted in a `with` block: as with Ctrl-C, what was started and what is temporary goes."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def end_with_parent() -> None:

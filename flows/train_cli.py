@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -20,17 +21,20 @@ from flows import summary
 from flows.config import Profile, Recipe, check_profile
 from flows.stages import plan, run_up_to, stages_read_by
 from nmt.architectures import build_model
-from nmt.batches import target_tokens
+from nmt.batches import one_sided, target_tokens
 from nmt.checkpoint import read_state, training_checkpoints
-from nmt.config import TrackingConfig
+from nmt.config import PricesConfig, TrackingConfig
 from nmt.model.flops import without_weights
+from nmt.training.epochs import Window
 from nmt.training.job import TrainJob
 from nmt.training.metrics import METRICS_FILE, read_metrics
 from nmt.training.progress import duration
 from nmt.training.run import open_epochs
+from nmt.training.validation import dev_batches
 from pipelines.config import BeamConfig
 from pipelines.errors import InputError
 from pipelines.preview import sampled
+from pipelines.shards import ShardColumns, read_shards
 from pipelines.stage import StageRun, WouldRun, planning
 from pipelines.tokenizer import Tokenizer
 
@@ -105,8 +109,9 @@ def _sampled(recipe: Recipe, profile: Profile, workdir: Path, folder: Path) -> _
     missing = [stage.name for stage in plan(recipe, profile, workdir) if stage.runs]
     first = ", ".join(missing[: missing.index("train")])
     sample = sampled(recipe.languages, recipe.corpora, recipe.clean, SAMPLE_ROWS, folder)
-    drawn, total = (sum(getattr(found, name) for found in sample.drawn) for name in ("rows", "total"))
-    notes = [f"training would first run {first}; this is of {drawn:,} of {total:,} rows of the corpora", *sample.notes]
+    of_train = [found for found in sample.drawn if found.split == "train"]
+    drawn, total = (sum(getattr(found, name) for found in of_train) for name in ("rows", "total"))
+    notes = [f"training would first run {first}; this is of {drawn:,} of {total:,} rows of train", *sample.notes]
     small = recipe.model_copy(update={"corpora": sample.corpora, "clean": sample.clean})
     where = profile.model_copy(update={"beam": BeamConfig(processes=1)})
     small, cleaned = _with_vocabulary(small, where, folder)
@@ -154,6 +159,14 @@ def _part_of_dev(runs: Mapping[str, StageRun], folder: Path) -> dict[str, StageR
 # The trial
 
 
+@dataclass(frozen=True)
+class _Validation:
+    """A validation on a part of dev: how long it took, and how many rows the busiest worker scored in it."""
+
+    seconds: float
+    rows: int
+
+
 def _tried(prepared: _Prepared, profile: Profile, folder: Path, *, use_ray: bool) -> dict[str, Any]:
     """Return what was found, as JSON values."""
     recipe = prepared.recipe
@@ -171,7 +184,7 @@ def _tried(prepared: _Prepared, profile: Profile, folder: Path, *, use_ray: bool
     ledger = trained.manifest.counters["ledger"]
     plan_of = _planned(prepared, profile)
     figures = {
-        "notes": list(prepared.notes),
+        "notes": [*prepared.notes, *_notes_of_windows(prepared, plan_of["row_bytes"])],
         "parameters": _parameters(prepared),
         "num_workers": train[-1]["num_workers"],
         "memory_gib": max(*train[-1]["memory_gib"], ledger["memory_gib"]),
@@ -183,25 +196,55 @@ def _tried(prepared: _Prepared, profile: Profile, folder: Path, *, use_ray: bool
         "model_bytes": _bytes(trained.folder / "best"),
     }
     planned = round((read_state(checkpoint).total_updates or UPDATES) * prepared.scale)
-    return figures | _estimates(figures, prepared, profile, planned, validation[-1]["seconds"])
+    beside = profile.ray.validation_workers if use_ray else 0
+    batches = dev_batches(_dev(given["encode"], recipe), recipe.train)
+    scorers = 1 if beside else figures["num_workers"]
+    busiest = max(sum(map(len, batches[rank::scorers])) for rank in range(scorers))
+    tried = _Validation(validation[-1]["seconds"], busiest)
+    return figures | _estimates(figures, prepared, profile.prices, planned, tried, beside=beside)
+
+
+def _dev(encoded: StageRun, recipe: Recipe) -> ShardColumns:
+    return one_sided(read_shards(encoded.folder / "shards" / "dev"), recipe.model_table().only_side())
+
+
+def _notes_of_windows(prepared: _Prepared, row_bytes: float) -> list[str]:
+    """Return what the rows of two windows take, where the trial had only those of a sample."""
+    rows = prepared.runs["encode"].manifest.counters["train"]["rows"]
+    more = min(round(rows * prepared.scale), 2 * prepared.recipe.train.window_rows) - rows
+    if more <= 0:
+        return []
+    held = summary.size(round(more * row_bytes))
+    return [f"each worker will hold {held} more: rows of train, two windows of them at the most (train.window_rows)"]
 
 
 def _estimates(
-    figures: Mapping[str, Any], prepared: _Prepared, profile: Profile, planned: int, validation_seconds: float
+    figures: Mapping[str, Any],
+    prepared: _Prepared,
+    prices: PricesConfig,
+    planned: int,
+    tried: _Validation,
+    *,
+    beside: int,
 ) -> dict[str, Any]:
-    """Return updates, seconds, disk and cost of the whole training, without early stopping."""
-    config, prices, ray = prepared.recipe.train, profile.prices, profile.ray
+    """Return updates, seconds, disk and cost of the whole training, without early stopping.
+
+    `beside` is how many workers validate beside those of training: each a validation by itself.
+    """
+    config = prepared.recipe.train
     updates = min(planned, config.max_updates or planned)
     per_update = figures["target_tokens_per_update"] / figures["target_tokens_per_s"]
     of_epoch = planned / config.max_epochs
     dev = prepared.runs["encode"].manifest.counters["dev"]["rows"]
-    validation = validation_seconds * dev / min(DEV_ROWS, dev)
+    if "dev" in prepared.recipe.corpora.held_out:
+        dev *= prepared.scale  # a share of the rows that were drawn
+    validation = tried.seconds * max(dev / (1 if beside else figures["num_workers"]) / tried.rows, 1.0)
     number = updates // config.validate_updates if config.validate_updates else 0
     number += round(updates / of_epoch) // config.validate_epochs if config.validate_epochs else 0
-    waits = 0.0 if ray.validation_workers else max(number, 1) * validation
+    waits = 0.0 if beside else max(number, 1) * validation
     seconds = updates * per_update + waits
     hours = seconds / 3600
-    cost = hours * ((figures["num_workers"] + ray.validation_workers) * prices.worker_hour + prices.machine_hour)
+    cost = hours * ((figures["num_workers"] + beside) * prices.worker_hour + prices.machine_hour)
     best = config.average_checkpoints + 1  # the best so far, and the folder best/
     found: dict[str, Any] = {
         "updates": updates,
@@ -216,7 +259,7 @@ def _estimates(
 
 
 def _planned(prepared: _Prepared, profile: Profile) -> dict[str, float]:
-    """Return the padding and the mean target pieces of an update, of the first window of the first epoch."""
+    """Return padding, mean target pieces of an update and bytes of a row, of the first window of the first epoch."""
     recipe, runs = prepared.recipe, prepared.runs
     job = TrainJob(
         model=recipe.model_table(),
@@ -242,7 +285,15 @@ def _planned(prepared: _Prepared, profile: Profile) -> dict[str, float]:
     return {
         "padding": round(1.0 - real / padded, 4),
         "target_tokens_per_update": round(pieces / len(window.updates), 1),
+        "row_bytes": sum(array.nbytes for array in _arrays(window)) / len(window.shards),
     }
+
+
+def _arrays(window: Window) -> Iterator[npt.NDArray[Any]]:
+    for columns in (window.shards, window.made):
+        yield from vars(columns).values()
+    yield from (window.rows, window.src_lengths, window.tgt_lengths)
+    yield from (rows for update in window.updates for rows in update)
 
 
 def _parameters(prepared: _Prepared) -> int:
@@ -284,12 +335,13 @@ def _rows(found: Mapping[str, Any]) -> summary.Rows:
 
 @contextmanager
 def _temporary(workdir: Path) -> Iterator[Path]:
-    """Yield a folder in the workdir, which all workers see; at the end it is gone, and so is a workdir made for it."""
+    """Yield a folder in the workdir, which all workers see; it is gone at the end, and so is a workdir made for it."""
     made = [folder for folder in (workdir.absolute(), *workdir.absolute().parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         with TemporaryDirectory(prefix=".dry-run-", dir=workdir.absolute()) as name:
             yield Path(name)
     finally:
-        for folder in made:
-            folder.rmdir()
+        with suppress(OSError):  # something else has written there meanwhile
+            for folder in made:
+                folder.rmdir()

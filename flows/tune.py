@@ -21,11 +21,9 @@ al. 2002, "A Racing Algorithm for Configuring Metaheuristics", GECCO (candidates
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
-import signal
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,7 +36,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from flows.config import Profile, Recipe, TuneConfig, check_profile
-from flows.process import ProcessFailed
+from flows.process import ProcessFailed, interrupted_by_sigterm
 from flows.run_folder import RunFolder
 from flows.stages import run_up_to, stages_read_by, stages_root
 from flows.tune_recorder import Recorder
@@ -341,7 +339,8 @@ def _run(
     for left_over in folder.folder.glob(".ray-*"):
         shutil.rmtree(left_over)
     storage = folder.folder / f".ray-{uuid.uuid4().hex}"
-    with ray_session(profile.ray, num_cpus=config.concurrent_trials * threads), _interrupted_by_sigterm():
+    # SIGTERM once more, in the place of the handler that Ray sets as it starts.
+    with ray_session(profile.ray, num_cpus=config.concurrent_trials * threads), interrupted_by_sigterm():
         try:
             tune.Tuner(
                 tune.with_resources(trial, resources),
@@ -366,16 +365,6 @@ def _run(
             ).fit()
         finally:
             shutil.rmtree(storage, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end a `with` block as Ctrl-C does, in the place of the handler that Ray sets as it starts."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _set_environment() -> None:

@@ -111,9 +111,7 @@ def score_rows(
     sums are added in the batches' order. Search computes with the precision of training. A batch that does not fit into
     memory is computed in halves; raises InputError of a single row that does not.
     """
-    src_lengths, tgt_lengths = shards.src_lengths(), shards.tgt_lengths()
-    order = np.lexsort((tgt_lengths, src_lengths))
-    batches = packed(order, np.maximum(src_lengths, tgt_lengths)[order], config.microbatch_tokens)
+    batches = dev_batches(shards, config)
     mine = {
         number: _score_batch(model, shards, batches[number], config, world.device)
         for number in range(world.rank, len(batches), world.size)
@@ -136,11 +134,18 @@ def score_rows(
     nll = sum(every_loss[number] for number in range(len(batches)))
     translations = [every_row[row] for row in range(len(shards))] if model.config.has_source else []
     return RowScores(
-        loss=nll / int(tgt_lengths.sum()),
+        loss=nll / int(shards.tgt_lengths().sum()),
         translations=tokenizer.decode_target(translations),
         loss_seconds=max(share[2] for share in shares),
         search_seconds=max(share[3] for share in shares),
     )
+
+
+def dev_batches(shards: ShardColumns, config: TrainConfig) -> list[Rows]:
+    """Return the rows of each batch, of like length; worker r of n scores each n-th."""
+    src_lengths, tgt_lengths = shards.src_lengths(), shards.tgt_lengths()
+    order = np.lexsort((tgt_lengths, src_lengths))
+    return packed(order, np.maximum(src_lengths, tgt_lengths)[order], config.microbatch_tokens)
 
 
 class _Batch(NamedTuple):

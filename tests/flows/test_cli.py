@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from flows import cli
 from flows.cli import app
-from flows.process import ProcessFailed
+from flows.process import Interrupted, ProcessFailed
 
 RECIPE = """
 name: tiny
@@ -137,21 +137,22 @@ def test_with_json_the_error_is_one_object_on_standard_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "status", "says"),
     [
-        (ProcessFailed("stage train", 1, ["out of memory"]), "stage train ended with exit status 1"),
-        (KeyboardInterrupt(), "interrupted; the same command continues"),
+        (ProcessFailed("stage train", 1, ["out of memory"]), 1, "stage train ended with exit status 1"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+        (Interrupted(), 143, "interrupted; the same command continues"),
     ],
 )
-def test_a_failure_or_an_interrupt_ends_with_status_one(
-    monkeypatch: pytest.MonkeyPatch, recipe: str, error: BaseException, says: str
+def test_a_failure_ends_with_status_one_and_a_signal_with_its_own(
+    monkeypatch: pytest.MonkeyPatch, recipe: str, error: BaseException, status: int, says: str
 ) -> None:
     def fail(*_args: object, **_kwargs: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "load_recipe", fail)
     result = seqloom("run", recipe, "--json")
-    assert result.exit_code == 1
+    assert result.exit_code == status
     assert f"error: {says}" in result.stderr
     assert "error" in json.loads(result.stdout)
 

@@ -6,13 +6,19 @@ import json
 import random
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from flows import train_cli
 from flows.cli import app
+from flows.config import Profile, load_recipe
+from nmt.config import PricesConfig, TrainConfig
 
 RECIPE = """
 name: tiny
@@ -69,11 +75,12 @@ def dry_run(recipe: Path, *options: object) -> tuple[dict[str, Any], str]:
 
 def test_a_dry_run_without_stages_prepares_a_sample_and_leaves_nothing(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, 400)
-    found, printed = dry_run(recipe, "--no-ray")
+    (tmp_path / "beside.yaml").write_text("ray: {validation_workers: 2}\nprices: {worker_hour: 1000}\n")
+    found, printed = dry_run(recipe, "--no-ray", "--profile", tmp_path / "beside.yaml")
     assert not (tmp_path / "deep").exists()
     first, _, vocabulary = found["notes"]
     assert first == (
-        "training would first run score, clean, fit_tokenizer, encode; this is of 400 of 400 rows of the corpora"
+        "training would first run score, clean, fit_tokenizer, encode; this is of 400 of 400 rows of train"
     )
     assert vocabulary.startswith("so few rows give a vocabulary of 41 pieces, not of 400: ")
     assert f"note: {vocabulary}" in printed
@@ -92,7 +99,8 @@ def test_a_dry_run_without_stages_prepares_a_sample_and_leaves_nothing(tmp_path:
     assert found["seconds"] == pytest.approx(whole, abs=1.5)
     assert found["disk_bytes"] == 3 * found["checkpoint_bytes"] + 2 * found["model_bytes"]
     assert found["checkpoint_bytes"] > 2 * found["model_bytes"] > 0
-    assert "cost" not in found
+    # Without Ray there are no workers beside the one.
+    assert found["cost"] == pytest.approx(found["seconds"] / 3600 * 1000, abs=0.1)
     assert "where early stopping does not end it" in printed
 
 
@@ -113,6 +121,99 @@ def test_a_dry_run_says_first_what_the_profile_lacks(tmp_path: Path, monkeypatch
     assert result.exit_code == 2
     assert "tracking.wandb_project: the library wandb is not installed" in result.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_is_no_continued_run(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, 40)
+    done = seqloom("train", recipe, "--workdir", tmp_path / "runs", "--dry-run", "--continue-from-earlier")
+    assert done.returncode == 2
+    assert "--continue-from-earlier: a dry run continues nothing" in done.stderr
+
+
+def test_a_dry_run_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, 40)
+    command = [sys.executable, "-m", "flows.cli", "train", str(recipe), "--workdir", str(tmp_path / "runs")]
+    process = subprocess.Popen([*command, "--dry-run", "--no-ray"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/.dry-run-*/*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143, stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_workdir_that_others_write_to_meanwhile_stays(tmp_path: Path) -> None:
+    with train_cli._temporary(tmp_path / "deep" / "runs") as folder:
+        (tmp_path / "deep" / "runs" / "stages").mkdir()
+    assert not folder.exists()
+    assert (tmp_path / "deep" / "runs" / "stages").is_dir()
+
+
+# What the whole takes, from what the trial took
+
+
+def test_the_rows_that_were_drawn_stand_for_those_of_train_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_cli, "SAMPLE_ROWS", 200)
+    path = write_recipe(tmp_path, 40)
+    texts = [line.split("\t")[1] for line in (tmp_path / "train.tsv").read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "more.de").write_text("".join(f"{text} {n}\n" for n, text in enumerate(5 * texts)), encoding="utf-8")
+    recipe = load_recipe(str(path), define={}, overrides=["corpora.monolingual=[{name: m, target: more.de}]"])
+    prepared = train_cli._sampled(recipe, Profile(), tmp_path / "runs", tmp_path)
+    assert prepared.scale == 2.0
+    assert "this is of 200 of 400 rows of train" in prepared.notes[0]
+    rows = prepared.runs["encode"].manifest.counters["train"]["rows"]
+    (note,) = train_cli._notes_of_windows(prepared, 1000.0)
+    assert note.startswith(f"each worker will hold {rows} kB more")
+    small = recipe.model_copy(update={"train": recipe.train.model_copy(update={"window_rows": rows // 2})})
+    assert train_cli._notes_of_windows(replace(prepared, recipe=small), 1000.0) == []
+
+
+def estimated(num_workers: int, rows: int, *, scale: float = 1.0, held_out: bool = False, beside: int = 0) -> Any:
+    """What a training of 100 updates takes, of a trial whose dev had 640 rows: 64 of them took 2 s."""
+    corpora = SimpleNamespace(held_out={"dev": 0.1} if held_out else {})
+    recipe = SimpleNamespace(train=TrainConfig(max_epochs=10, validate_epochs=5), corpora=corpora)
+    encoded = SimpleNamespace(manifest=SimpleNamespace(counters={"dev": {"rows": 640}}))
+    prepared = train_cli._Prepared({"encode": encoded}, recipe, None, scale, ())  # type: ignore[dict-item,arg-type]
+    figures = {
+        "num_workers": num_workers, "target_tokens_per_update": 100, "target_tokens_per_s": 100,
+        "checkpoint_bytes": 0, "model_bytes": 0,
+    }  # fmt: skip
+    prices = PricesConfig(worker_hour=36.0)
+    return train_cli._estimates(figures, prepared, prices, 100, train_cli._Validation(2.0, rows), beside=beside)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "rows", "seconds"),
+    [
+        (1, 64, 20.0),
+        (4, 64, 5.0),  # one worker had all 64 rows, and of the whole it has a quarter
+        (4, 16, 20.0),  # each had its part of them
+        (640, 64, 2.0),  # a batch is not dealt out
+    ],
+)
+def test_the_time_of_a_validation_is_that_of_the_busiest_workers_rows(
+    num_workers: int, rows: int, seconds: float
+) -> None:
+    assert estimated(num_workers, rows)["seconds_per_validation"] == pytest.approx(seconds)
+
+
+def test_a_dev_that_is_held_out_of_train_grows_with_it() -> None:
+    assert estimated(1, 64, scale=50.0)["seconds_per_validation"] == pytest.approx(20.0)
+    assert estimated(1, 64, scale=50.0, held_out=True)["seconds_per_validation"] == pytest.approx(1000.0)
+
+
+def test_only_workers_that_validate_beside_training_cost_and_keep_it_from_waiting() -> None:
+    waiting, beside = estimated(2, 64), estimated(2, 64, beside=1)
+    assert waiting["seconds"] == pytest.approx(100 + 2 * 10)
+    assert waiting["cost"] == pytest.approx(waiting["seconds"] / 3600 * 2 * 36)
+    assert beside["seconds"] == pytest.approx(100)
+    assert beside["cost"] == pytest.approx(100 / 3600 * 3 * 36)
+    assert beside["seconds_per_validation"] == pytest.approx(20.0)
 
 
 @pytest.mark.slow
