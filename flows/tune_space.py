@@ -144,6 +144,7 @@ def check_space(tree: Mapping[str, Any], config: TuneConfig) -> None:
     for key in config.space:
         _check_key(key)
     _check_comparable(config)
+    sides = set()
     for corner in corners(config):
         try:
             recipe = recipe_at(tree, config, corner)
@@ -155,6 +156,13 @@ def check_space(tree: Mapping[str, Any], config: TuneConfig) -> None:
                 where="tune.metric",
                 remedy="Set tune.metric: loss",
             )
+        sides.add(recipe.model_table().only_side() or "target")
+    if len(sides) > 1:
+        raise InputError(
+            "some points are scored on the source and some on the target, whose losses are of different texts",
+            where="tune.space",
+            remedy="Search the models of one side: set model.side, and take it out of the space",
+        )
 
 
 def corners(config: TuneConfig) -> Iterator[Point]:

@@ -27,6 +27,8 @@ from flows.config import Profile, Recipe, TuneConfig
 from flows.process import INPUT_STATUS, STOPPED_STATUSES, end_group, end_with_parent
 from flows.stages import run_up_to
 from flows.tune_records import TrainingRecord, scores_of
+from nmt.training.json_lines import Follower
+from nmt.training.metrics import METRICS_FILE
 from nmt.training.stopping import Stopped
 from pipelines.config import Table
 from pipelines.errors import InputError
@@ -160,15 +162,19 @@ def followed(spec: TrainingSpec, path: str, attempts: int) -> Generator[Training
     """
     state = TrainingRecord(training=spec.name, fold=spec.fold, seconds=spec.seconds)
     started = time.monotonic()
+    figures = Follower(Path(spec.folder) / METRICS_FILE)
+    news = list(figures.before)
     for attempt in range(attempts):
         with _process(spec, path) as process:
             running = True
             while running:
                 running = process is not None and process.poll() is None
-                for values, scores in _validations(spec, len(state.scores)):
+                news += figures.look()
+                for values, scores in _validations(spec, len(state.scores), news):
                     seconds = round(spec.seconds + time.monotonic() - started, 3)
                     state = state.model_copy(update={"values": values, "scores": scores, "seconds": seconds})
                     yield state
+                news = []
                 if running:
                     time.sleep(LOOK_EVERY_S)
         if process is None or not _was_ended(process.returncode) or attempt + 1 == attempts:
@@ -181,8 +187,15 @@ def followed(spec: TrainingSpec, path: str, attempts: int) -> Generator[Training
     yield state.model_copy(update={"finished": True, "seconds": seconds})
 
 
-def _validations(spec: TrainingSpec, known: int) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Yield values and scores up to each validation after the known ones, of which a restart may write some again."""
+def _validations(
+    spec: TrainingSpec, known: int, news: Sequence[dict[str, Any]]
+) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Yield values and scores up to each validation after the known ones, of which a restart may write some again.
+
+    The record, which grows long, is only read where one of its new lines is of a validation.
+    """
+    if not any(line["kind"] == "validation" for line in news):
+        return
     values, scores = scores_of(Path(spec.folder), spec.metric)
     for number in range(known + 1, len(scores) + 1):
         if not math.isfinite(values[number - 1]):

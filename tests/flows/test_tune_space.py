@@ -225,6 +225,14 @@ def test_a_language_model_is_not_searched_by_translations() -> None:
     check_space(TREE, config(space, metric="loss"))
 
 
+def test_language_models_of_both_sides_are_refused() -> None:
+    space = {"model.architecture": {"choice": ["recurrent_lm"]}, "train.early_stopping_metric": {"choice": ["loss"]}}
+    sides = {"model.side": {"choice": ["source", "target"]}}
+    error = refused({**space, **sides}, metric="loss")
+    assert error.where == "tune.space" and "losses are of different texts" in error.what
+    check_space(TREE, config({**space, "model.side": {"choice": ["source"]}}, metric="loss"))
+
+
 def test_the_recipe_of_a_search_is_a_recipe_of_all_other_commands() -> None:
     recipe = Recipe.model_validate(
         {**small_recipe().model_dump(), "tune": config({"train.learning_rate": RATE}).model_dump()}

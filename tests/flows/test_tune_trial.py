@@ -15,7 +15,7 @@ from finished_runs import small_recipe
 
 from flows import tune_trial
 from flows.config import Profile
-from flows.tune_records import TrainingRecord
+from flows.tune_records import TrainingRecord, scores_of
 from flows.tune_trial import MOST_VALIDATIONS, Ladder, TrainingSpec, followed, run_trial, standings
 
 # In the place of the training's process: does what a plan beside its folder says, one item after the other.
@@ -170,6 +170,20 @@ def test_folds_are_trained_in_their_order_and_the_score_is_their_mean(tmp_path: 
 def test_a_training_that_is_killed_is_started_again_and_its_validations_are_told_once(tmp_path: Path) -> None:
     reports = reported([spec_file(tmp_path, [GOOD, "kill", "forget", GOOD, WORSE, "manifest"])], attempts=2)
     assert [len(report["training"]["values"]) for report in reports if not report["end"]] == [1, 2]
+
+
+def test_the_record_is_read_again_only_when_a_validation_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counted(folder: Path, metric: str) -> Any:
+        read.append(folder)
+        return scores_of(folder, metric)
+
+    monkeypatch.setattr(tune_trial, "scores_of", counted)
+    reported([spec_file(tmp_path, [GOOD, "said", "said", WORSE, "manifest"])])
+    assert 1 <= len(read) <= 2
 
 
 def test_a_training_that_is_killed_too_often_fails(tmp_path: Path) -> None:
