@@ -58,9 +58,9 @@ app = typer.Typer(
 From raw parallel text to a scored, published translation model, in one command.
 
 A **recipe** (YAML) says what: languages, corpora, cleaning, tokeniser, model, training, search, evaluation. A
-**profile** says where: Beam runner, Ray, workers, GPUs; no profile changes a result. Each stage writes a folder under
-the workdir that is named by all that decides its content: what is unchanged is never done twice, and a run that was
-killed continues at the next call.
+**profile** says where: Beam runner, Ray, workers, GPUs; none changes a byte of the data, and training only by rounding.
+Each stage writes a folder under the workdir that is named by all that decides its content: what is unchanged is never
+done twice, and a run that was killed continues at the next call.
 
 **Examples**
 
@@ -243,7 +243,7 @@ def prepare(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
-    """Clean the corpora, fit the tokeniser and encode: the first three stages, in this process."""
+    """Run the stages up to encode in this process: score, clean, fit the tokeniser, encode."""
     runs = _run_up_to("encode", recipe, workdir, profile, overrides, define, quiet=quiet)
     from flows.summary import waterfall
 
@@ -302,7 +302,7 @@ def train(
 
 @command(PARTS)
 def stage(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="clean, fit_tokenizer, encode, train, ...")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="score, clean, fit_tokenizer, encode, train, ...")],
     recipe: RecipeArgument,
     workdir: Workdir = Path("runs"),
     profile: ProfileOption = None,
