@@ -26,7 +26,7 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task
 
 from flows import summary
-from flows.config import Recipe, check_profile, load_profile, load_recipe
+from flows.config import Profile, Recipe, check_profile, load_profile, load_recipe
 from flows.process import GRACE_S, STOPPED_STATUSES, ProcessFailed, run_process
 from flows.registry import publish
 from flows.report import report
@@ -92,9 +92,11 @@ def publish_model(recipe: Recipe, runs: dict[str, StageRun], run_folder: RunFold
 
 
 @task(name="report", task_run_name="report", description="Write report.html from the stages' manifests")
-def write_report(recipe: Recipe, runs: dict[str, StageRun], gate: dict[str, Any], run_folder: RunFolder) -> str:
+def write_report(
+    recipe: Recipe, profile: Profile, runs: dict[str, StageRun], gate: dict[str, Any], run_folder: RunFolder
+) -> str:
     """Return the path of the report."""
-    report(runs, recipe, run_folder.report, verdict=gate)
+    report(runs, recipe, run_folder.report, verdict=gate, prices=profile.prices)
     link = run_folder.report.resolve().as_uri()
     create_link_artifact(link, link_text="report.html", key=_key("report", recipe.name), description=recipe.name)
     return str(run_folder.report)
@@ -132,7 +134,7 @@ def build(
     run_folder = RunFolder.of(Path(workdir), loaded)
     run_folder.link(runs)
     gate = publish_model(loaded, runs, run_folder)
-    report_path = write_report(loaded, runs, gate, run_folder)
+    report_path = write_report(loaded, where, runs, gate, run_folder)
     evaluated = runs.get("evaluate")  # a language model has no test sets to translate
     scores = {} if evaluated is None else evaluated.manifest.counters
     manifest = RunManifest(

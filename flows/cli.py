@@ -30,6 +30,7 @@ from pipelines.errors import InputError
 if TYPE_CHECKING:
     from flows.stages import PlannedStage
     from flows.summary import Rows, Translation
+    from nmt.config import PricesConfig
     from pipelines.stage import StageRun
 
 P = ParamSpec("P")
@@ -177,7 +178,7 @@ def run(
     # As with Ctrl-C the stage's processes and Prefect's server end before this one.
     with interrupted_by_sigterm():
         result: dict[str, Any] = build(path, definitions, overrides or [], profile, str(workdir), continue_from_earlier)
-    _print_result(RunFolder.of(workdir, loaded).stage_runs(), result)
+    _print_result(RunFolder.of(workdir, loaded).stage_runs(), result, where.prices)
     return result
 
 
@@ -296,7 +297,7 @@ def train(
 
     print(f"trained in {counters['updates']} updates, best on dev: {best_on_dev(counters)}")
     print(f"checkpoint: {runs['train'].folder / 'best'}")
-    _print_table("Ledger", ledger(counters))
+    _print_table("Ledger", ledger(counters, load_profile(profile).prices))
     return _described_runs(runs)
 
 
@@ -356,7 +357,8 @@ def report(
     run_folder = RunFolder(folder)
     path = run_folder.report if output is None else output
     manifest = run_folder.read()
-    write_report(run_folder.stage_runs(), manifest.recipe, path, verdict=manifest.gate)
+    prices = manifest.profile.prices
+    write_report(run_folder.stage_runs(), manifest.recipe, path, verdict=manifest.gate, prices=prices)
     print(f"report: {path}")
     return {"report": str(path)}
 
@@ -712,7 +714,7 @@ def _print_table(title: str, rows: Rows) -> None:
     console.print(table)
 
 
-def _print_result(runs: Mapping[str, StageRun], result: Mapping[str, Any]) -> None:
+def _print_result(runs: Mapping[str, StageRun], result: Mapping[str, Any], prices: PricesConfig) -> None:
     """Print what a run has come to: waterfall, scores, translations, the gate's answer and where the report is."""
     from flows import summary
 
@@ -723,7 +725,7 @@ def _print_result(runs: Mapping[str, StageRun], result: Mapping[str, Any]) -> No
         _print_table("Scores", summary.scores(runs["evaluate"]))
     else:
         console.print(f"\nbest on dev: {summary.best_on_dev(runs['train'].manifest.counters)}")
-    _print_table("Ledger", summary.ledger(runs["train"].manifest.counters))
+    _print_table("Ledger", summary.ledger(runs["train"].manifest.counters, prices))
     gate = result["gate"]
     verdict = f"published: {gate['model']}" if gate["published"] else "not published"
     console.print()

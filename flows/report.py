@@ -21,6 +21,7 @@ from flows import charts, summary
 from flows.config import Recipe
 from flows.pages import filled_in
 from flows.stages import ALIGNING_STAGES, RATING_STAGES, STAGE_NAMES
+from nmt.config import PricesConfig
 from nmt.evaluate import hypotheses_path, read_lines, read_tests, sentence_chrf
 from pipelines.config import CorporaConfig
 from pipelines.explanations import BORDERLINE_DROPPED, BORDERLINE_KEPT, DROPPED, KEPT
@@ -41,11 +42,16 @@ CHARACTER = 8  # width of a label's character, in pixels
 
 
 def report(
-    runs: Mapping[str, StageRun], recipe: Recipe, output: Path, verdict: Mapping[str, Any] | None = None
+    runs: Mapping[str, StageRun],
+    recipe: Recipe,
+    output: Path,
+    verdict: Mapping[str, Any] | None = None,
+    prices: PricesConfig | None = None,
 ) -> Path:
     """Return `output`, now the report of the finished stages in `runs` (by their names; each may be missing).
 
-    `verdict` is what `flows.registry.publish` returned, None where the gate has not been asked.
+    `verdict` is what `flows.registry.publish` returned, None where the gate has not been asked; `prices` are of the
+    profile, as `summary.ledger` takes them.
     """
     context = {
         "recipe": recipe,
@@ -61,7 +67,7 @@ def report(
         "pieces": _part(runs, "encode", _pieces),
         "curves": _part(runs, "train", _curves),
         "training": _part(runs, "train", _training),
-        "ledger": _part(runs, "train", _ledger),
+        "ledger": _part(runs, "train", lambda run: _ledger(run, prices)),
         "samples": _part(runs, "translate", lambda run: _samples(runs, run, recipe)),
         "attention": _part(runs, "translate", _attention),
         "stages": _stages(runs),
@@ -300,8 +306,8 @@ def _training(run: StageRun) -> dict[str, Any]:
     return {"items": {name.replace("_", " "): _shown(value) for name, value in counters.items()}}
 
 
-def _ledger(run: StageRun) -> dict[str, Any]:
-    rows = summary.ledger(run.manifest.counters).rows
+def _ledger(run: StageRun, prices: PricesConfig | None) -> dict[str, Any]:
+    rows = summary.ledger(run.manifest.counters, prices).rows
     return {"items": dict(rows)} if rows else {"none": "training was done by a version that kept no ledger"}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nmt.config import PricesConfig
 from nmt.evaluate import hypotheses_path, read_lines, read_tests
 from pipelines.config import Split
 from pipelines.stage import StageRun
@@ -132,8 +133,11 @@ def best_on_dev(counters: Mapping[str, Any]) -> str:
     return f"perplexity {counters['best_perplexity']:.2f}"
 
 
-def ledger(counters: Mapping[str, Any]) -> Rows:
-    """Return what a training run has cost, from its counters: a row a figure; none of a version that kept no ledger."""
+def ledger(counters: Mapping[str, Any], prices: PricesConfig | None = None) -> Rows:
+    """Return what a training run has cost, from its counters: a row a figure; none of a version that kept no ledger.
+
+    The cost is by `prices` where they state any, else by those that training ended with.
+    """
     found = counters.get("ledger")
     if found is None:
         return Rows(["training", "took"], [])
@@ -151,7 +155,10 @@ def ledger(counters: Mapping[str, Any]) -> Rows:
     rows.append(["target pieces", f"{found['target_tokens']:,}"])
     rows.append(["target pieces per second", f"{found['target_tokens_per_s']:,.0f}"])
     rows += [[f"of the time: {_SPENT[name]}", percent(share)] for name, share in found["shares"].items()]
-    if "cost" in found:
+    if prices is not None and (prices.worker_hour or prices.machine_hour):
+        cost = found["worker_hours"] * prices.worker_hour + found["wall_hours"] * prices.machine_hour
+        rows.append(["cost", f"{cost:,.2f} {prices.currency}"])
+    elif "cost" in found:
         rows.append(["cost", f"{found['cost']:,.2f} {found['currency']}"])
     return Rows(["training", "took"], rows)
 

@@ -18,6 +18,7 @@ from flows.build import build, stage_arguments
 from flows.config import Recipe
 from flows.run_folder import RunFolder
 from flows.stages import ALIGNING_STAGES, RATING_STAGES, STAGE_NAMES
+from nmt.config import PricesConfig
 from pipelines.errors import InputError
 from pipelines.stage import StageRun
 
@@ -38,7 +39,9 @@ def build_with(prefect_server: None) -> Iterator[Callable[..., dict[str, Any]]]:
     def publish(recipe: Recipe, runs: Mapping[str, StageRun], destination: Path) -> dict[str, Any]:
         return {"published": True, "reasons": [f"{len(runs)} stages"], "model": str(destination)}
 
-    def report(runs: Mapping[str, StageRun], recipe: Recipe, output: Path, verdict: Mapping[str, Any]) -> None:
+    def report(
+        runs: Mapping[str, StageRun], recipe: Recipe, output: Path, verdict: Mapping[str, Any], prices: PricesConfig
+    ) -> None:
         output.write_text(str(verdict["published"]))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from flows.summary import Rows, best_on_dev, dropping, ledger, percent, rules, size, threshold, visible, waterfall_rows
+from nmt.config import PricesConfig
 
 TRAIN: dict[str, Any] = {
     "split": "train",
@@ -111,6 +112,15 @@ def test_the_ledger_is_a_row_a_figure_and_leaves_out_what_there_was_not() -> Non
         *rows[:2], ["GPUs' time", "2.00 h"], rows[2], ["updates done again", "3"], *rows[3:], ["cost", "1,234.50 EUR"],
     ]  # fmt: skip
     assert ledger({"updates": 3}).rows == []
+    unpriced = PricesConfig()
+    assert ledger({"ledger": LEDGER}, unpriced).rows == rows
+    assert ledger({"ledger": costly}, unpriced).rows[-1] == ["cost", "1,234.50 EUR"]
+
+
+def test_the_cost_of_a_training_that_has_ended_is_by_the_prices_of_today() -> None:
+    prices = PricesConfig(currency="CHF", worker_hour=100.0, machine_hour=8.0)
+    for found in (LEDGER, LEDGER | {"cost": 1234.5, "currency": "EUR"}):
+        assert ledger({"ledger": found}, prices).rows[-1] == ["cost", "52.00 CHF"]
 
 
 @pytest.mark.parametrize(
