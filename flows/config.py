@@ -26,6 +26,7 @@ from nmt.config import (
     check_sharding,
     check_stopping,
 )
+from nmt.ray_session import check_gpus, gpus_of_training
 from pipelines.config import (
     ALL_SPLITS,
     UNSPACED_LANGUAGES,
@@ -326,6 +327,7 @@ def check_profile(recipe: Recipe, profile: Profile, *, use_ray: bool = True) -> 
     from nmt.training.tracking import check_tracking
 
     check_arithmetic(recipe.model_table(), recipe.train, use_gpu=profile.ray.use_gpu)
+    check_gpus(profile.ray, gpus_of_training(profile.ray, use_ray=use_ray))
     if use_ray:
         check_beside(recipe.train, profile.ray)
         check_sharding(recipe.model_table(), recipe.train, profile.ray)

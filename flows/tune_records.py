@@ -108,9 +108,9 @@ def scores_of(folder: Path, metric: str) -> tuple[tuple[float, ...], tuple[float
     scores: list[float] = []
     for record in read_metrics(folder / METRICS_FILE):
         if record["kind"] == "validation":
-            if not isinstance(record.get(metric), int | float):
+            if metric not in record:
                 raise RuntimeError(f"{folder / METRICS_FILE}: a validation without {metric}")
-            values.append(float(record[metric]))
+            values.append(math.nan if record[metric] is None else float(record[metric]))  # null: it was not finite
             scores.append(values[-1] if record["best"] or not scores else scores[-1])
     return tuple(values), tuple(scores)
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from nmt.checkpoint import TrainState, read_state, training_checkpoints
 from nmt.config import RayConfig
+from nmt.loopback import loopback_config, loopback_variables
 from nmt.ray_session import is_on_the_loopback, ray_session
 from nmt.training.beside import reserved
 from nmt.training.job import TrainJob
@@ -195,9 +196,7 @@ def _fit(job: TrainJob, config: RayConfig) -> None:
     variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     torch_config = None
     if is_on_the_loopback():
-        from nmt.loopback import LoopbackConfig, loopback_variables
-
-        torch_config = LoopbackConfig()
+        torch_config = loopback_config()
         variables |= loopback_variables()
     trainer = TorchTrainer(
         _worker,
