@@ -32,6 +32,9 @@ from pipelines.tokenizer import EOS_ID, UNK_ID, Tokenizer
 
 Ids = npt.NDArray[np.int32]
 Numbers = npt.NDArray[np.int64]
+Share = tuple[float, float]  # of what an epoch holds of a shard: from here, and up to there, both of [0, 1]
+
+WHOLE: Share = (0.0, 1.0)
 
 
 class EpochConfig(Table):
@@ -56,19 +59,41 @@ class ShardRows(NamedTuple):
 
 
 def held_rows(
-    config: EpochConfig, epoch: int, row_id: Numbers, trainable: Numbers, weights: npt.NDArray[np.float64] | None
+    config: EpochConfig,
+    epoch: int,
+    row_id: Numbers,
+    trainable: Numbers,
+    weights: npt.NDArray[np.float64] | None,
+    shares: npt.NDArray[np.float64] | None = None,
 ) -> tuple[Numbers, Keys]:
     """Return which of the trainable rows an epoch holds, in order and each as often as it does, and their keys.
 
-    `row_id` and `weights` [rows] are of all rows; without weights each trainable row is held once.
+    `row_id` and `weights` [rows] are of all rows, and so are `shares` [rows, 2], without which all copies of a row are
+    held, see `copies_within`; without weights each trainable row is held once.
     """
     keys = row_keys(config.seed, epoch, row_id[trainable])
-    if weights is None:
+    if weights is None and shares is None:
         return trainable, keys
-    times = repetitions(weights[trainable], keys)
+    times = np.ones(len(trainable), dtype=np.int64) if weights is None else repetitions(weights[trainable], keys)
+    first = np.zeros_like(times)
+    if shares is not None:
+        first, end = copies_within(shares[trainable], times, keys)
+        times = end - first
     rows = np.repeat(trainable, times)
-    copies = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+    copies = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times - first, times)
     return rows, row_keys(config.seed, epoch, row_id[rows], copies)
+
+
+def copies_within(shares: npt.NDArray[np.float64], times: Numbers, keys: Keys) -> tuple[Numbers, Numbers]:
+    """Return the first copy of each row that is within its share, and the one behind the last: [rows] each.
+
+    `shares` [rows, 2]. A row's copies lie between 0 and 1 in their order, at even distances from a place that is drawn:
+    of shares that are a whole together one has each of them.
+    """
+    # Draws of 32 bits: their sums with a number of copies are exact.
+    draws = (derived(keys, "window") >> np.uint64(32)).astype(np.float64) * 2.0**-32
+    first, end = np.floor(shares.T * times + draws).astype(np.int64)
+    return first, end
 
 
 def repetitions(weights: npt.NDArray[np.float64], keys: Keys) -> Numbers:
@@ -113,8 +138,13 @@ class Augmenter:
         if sampling.target > 0.0:
             self._samplers[Change.SAMPLED_TARGET] = Sampler(tokenizer.target_vocabulary(), strength)
 
-    def augmented(self, shard: Path, epoch: int, weights: Mapping[str, float] | None = None) -> ShardRows:
-        """Return the rows of a shard in an epoch of which the corpora have these weights, or each the weight 1."""
+    def augmented(
+        self, shard: Path, epoch: int, weights: Mapping[str, float] | None = None, share: Share = WHOLE
+    ) -> ShardRows:
+        """Return a share of a shard's rows in an epoch of which the corpora have these weights, or each the weight 1.
+
+        What becomes of a row's copy is the same in whichever share it is.
+        """
         augmentation = self._augmentation
         texts = ["src_text", "tgt_text"] if augmentation.config.changes_text else []
         table = pq.read_table(shard, columns=["row_id", "corpus", "src", "tgt", *texts])
@@ -124,7 +154,8 @@ class Augmenter:
         if weights is not None:
             of_rows = np.asarray([weights[name] for name in names], dtype=np.float64)[corpus]
         trainable = trainable_rows(columns.src_lengths(), columns.tgt_lengths(), self._config.max_pieces)
-        rows, keys = held_rows(self._config, epoch, columns.row_id, trainable, of_rows)
+        of_window = None if share == WHOLE else np.broadcast_to(share, (len(columns), 2))
+        rows, keys = held_rows(self._config, epoch, columns.row_id, trainable, of_rows, of_window)
 
         chosen = augmentation.chosen(keys)
         tagged = augmentation.tagged(keys, names, corpus[rows])
@@ -226,13 +257,14 @@ def serve(requests: TextIO, answers: IO[bytes]) -> None:
     """Answer requests until there are no more.
 
     The first line is an EpochConfig as JSON; each line after it is {"shard": path, "epoch": number, "weights": null or
-    {corpus: weight}}. An answer is a line of JSON, {"stayed": number, "sizes": [bytes]}, and then arrays of these
-    sizes: rows, and the columns of `made` in their order.
+    {corpus: weight}, "share": [from, to]}. An answer is a line of JSON, {"stayed": number, "sizes": [bytes]}, and then
+    arrays of these sizes: rows, and the columns of `made` in their order.
     """
     augmenter = Augmenter(EpochConfig.model_validate_json(next(requests)))
     for line in requests:
         request = json.loads(line)
-        found = augmenter.augmented(Path(request["shard"]), request["epoch"], request["weights"])
+        share = (request["share"][0], request["share"][1])
+        found = augmenter.augmented(Path(request["shard"]), request["epoch"], request["weights"], share)
         arrays = [found.rows, *vars(found.made).values()]
         head = {"stayed": found.stayed, "sizes": [array.nbytes for array in arrays]}
         answers.write(json.dumps(head).encode() + b"\n")

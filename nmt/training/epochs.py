@@ -1,15 +1,15 @@
 """The windows of epochs: which rows each holds, what they are, and its updates.
 
-An epoch goes window by window, each some whole shards (`windows.py`), so that memory is that of two windows, whatever
-the corpus: the one that is trained on, and the next one, which is read and planned meanwhile. All of it is a pure
-function of (seed, epoch, window) and of the shards, the same on every worker and after any restart. Where augmentation
-changes rows, processes of their own change and encode them before the plan, so that it knows their lengths.
+An epoch goes window by window, each some shards or shares of shards (`windows.py`), so that memory is that of two
+windows, whatever the corpus: the one that is trained on, and the next one, which is read and planned meanwhile. All of
+it is a pure function of (seed, epoch, window) and of the shards, the same on every worker and after any restart.
+Where augmentation changes rows, processes of their own change and encode them before the plan, so that it knows their
+lengths.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,15 +24,16 @@ from nmt.batches import Lengths, Rows, one_sided, plan_epoch
 from nmt.config import Side, TrainConfig
 from nmt.training.mixing import Curriculum, Mixing
 from nmt.training.row_processes import RowProcesses
-from nmt.training.windows import draw_windows
+from nmt.training.windows import draw_windows, shares
 from pipelines.config import AugmentConfig
-from pipelines.epoch_rows import EpochConfig, ShardRows, held_rows, tag_ids, trainable_rows
+from pipelines.epoch_rows import WHOLE, EpochConfig, ShardRows, Share, held_rows, tag_ids, trainable_rows
 from pipelines.errors import InputError
-from pipelines.shards import ShardColumns, check_texts, columns_of, joined, read_rows, scan_shards
+from pipelines.shards import Shard, ShardColumns, check_texts, columns_of, joined, read_rows, scan_shards
 from pipelines.tokenizer import Tokenizer
 
 _Read = Callable[[Rows], list[npt.NDArray[np.int32]]]
 _PerCorpus = npt.NDArray[np.float64]
+_Shares = Mapping[int, Share]  # of shards, by their numbers
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Window:
     """A window's rows and updates. Row number len(shards) + i is the i-th of the rows that were `made` for its epoch.
 
     `epoch` and `number` count from 0; `last` is whether its epoch ends with it. `rows` are the numbers that the window
-    holds, one of them several times where a corpus's weight says so; `stayed` of them could not become what was drawn
-    for them. src_lengths and tgt_lengths are of all numbers.
+    holds, one of them several times or not at all where a corpus's weight says so; `stayed` of them could not become
+    what was drawn for them. src_lengths and tgt_lengths are of all numbers.
     """
 
     epoch: int
@@ -122,7 +123,7 @@ class Epochs:
         loaded = Tokenizer.load(tokenizer)
         self._shards = scan_shards(folder, loaded.digest)
         self._names = sorted({name for shard in self._shards for name in shard.corpora})
-        self._rows = self._rows_of(range(len(self._shards)))
+        self._rows = self._rows_of(dict.fromkeys(range(len(self._shards)), WHOLE))
         self._whole = int(self._rows.sum()) <= config.window_rows
         rows = {name: int(number) for name, number in zip(self._names, self._rows)}
         self._mixing = Mixing(rows, weights, curriculum or {}, config.temperature)
@@ -173,24 +174,25 @@ class Epochs:
     def _begin(self, epoch: int, number: int) -> Future[Window]:
         return self._begun.get((epoch, number)) or self._thread.submit(self._prepared, epoch, number)
 
-    def _drawn_windows(self, epoch: int) -> list[list[int]]:
-        weights = self._mixing.epoch_weights(epoch)
-        held = [
-            number
-            for number, shard in enumerate(self._shards)
-            if any(weights is None or weights[name] > 0.0 for name in shard.corpora)
-        ]
+    def _drawn_windows(self, epoch: int) -> list[dict[int, Share]]:
+        weights = dict(zip(self._names, self._weights(epoch).tolist()))
+        corpora = [[name for name in shard.corpora if weights[name] > 0.0] for shard in self._shards]
+        held = [number for number, names in enumerate(corpora) if names]
         sizes = [self._shards[number].rows for number in held]
-        drawn = draw_windows(self._config.seed, epoch, sizes, self._config.window_rows)
-        return [[held[place] for place in window] for window in drawn]
+        drawn = draw_windows(
+            self._config.seed, epoch, sizes, self._config.window_rows,
+            [_weight(self._shards[number], weights) for number in held], [corpora[number] for number in held],
+        )  # fmt: skip
+        return shares([[held[place] for place in window] for window in drawn])
 
     def _prepared(self, epoch: int, number: int) -> Window:
-        shards = tuple(self._windows(epoch)[number])
+        window = self._windows(epoch)[number]
+        shards = tuple(window)
         if self._processes is None:
             stored = self._read(shards)
-            return self._planned(epoch, number, stored.columns, self._held(stored, epoch), _NONE, 0)
-        weights = self._mixing.epoch_weights(epoch)
-        asked = [self._processes.ask(self._shards[shard].path, epoch, weights) for shard in shards]
+            return self._planned(epoch, number, stored.columns, self._held(stored, epoch, window), _NONE, 0)
+        weights, processes = self._mixing.epoch_weights(epoch), self._processes
+        asked = [processes.ask(self._shards[shard].path, epoch, weights, share) for shard, share in window.items()]
         columns = self._read(shards).columns
         answers = [future.result() for future in asked]
         rows = self._numbered(answers, shards, len(columns))
@@ -226,12 +228,15 @@ class Epochs:
         self._last_read = _Stored(shards, one_sided(columns, self._side), corpus, trainable)
         return self._last_read
 
-    def _held(self, stored: _Stored, epoch: int) -> Rows:
+    def _held(self, stored: _Stored, epoch: int, window: _Shares) -> Rows:
         weights = self._mixing.epoch_weights(epoch)
         of_rows = None
         if weights is not None:
             of_rows = np.asarray([weights[name] for name in self._names], dtype=np.float64)[stored.corpus]
-        return held_rows(self._epoch_config, epoch, stored.columns.row_id, stored.trainable, of_rows)[0]
+        of_window = None
+        if any(share != WHOLE for share in window.values()):
+            of_window = np.repeat([*window.values()], [self._shards[shard].rows for shard in window], axis=0)
+        return held_rows(self._epoch_config, epoch, stored.columns.row_id, stored.trainable, of_rows, of_window)[0]
 
     # What is known of all epochs before the first one
 
@@ -318,20 +323,26 @@ class Epochs:
 
     def _has_rows(self, epoch: int) -> bool:
         windows = self._windows(epoch)
-        read = (self._thread.submit(self._read, tuple(window)).result() for window in windows)
-        return any(len(self._held(stored, epoch)) for stored in read)
+        read = ((self._thread.submit(self._read, tuple(window)).result(), window) for window in windows)
+        return any(len(self._held(stored, epoch, window)) for stored, window in read)
 
     def _weights(self, epoch: int) -> _PerCorpus:
         """Return the weight of each corpus in an epoch: [corpora]."""
         weights = self._mixing.epoch_weights(epoch)
         return np.asarray([1.0 if weights is None else weights[name] for name in self._names])
 
-    def _rows_of(self, shards: Iterable[int]) -> _PerCorpus:
-        """Return the rows of each corpus in these shards: [corpora]."""
-        rows = Counter[str]()
-        for shard in shards:
-            rows.update(self._shards[shard].corpora)
-        return np.asarray([rows[name] for name in self._names], dtype=np.float64)
+    def _rows_of(self, window: _Shares) -> _PerCorpus:
+        """Return the rows of each corpus in these shares of shards: [corpora]."""
+        found = dict.fromkeys(self._names, 0.0)
+        for shard, (start, end) in window.items():
+            for name, rows in self._shards[shard].corpora.items():
+                found[name] += rows * (end - start)
+        return np.asarray([*found.values()], dtype=np.float64)
+
+
+def _weight(shard: Shard, weights: Mapping[str, float]) -> float:
+    """Return how often an epoch sees a row of a shard, on average, where one that it reads counts for once at least."""
+    return sum(rows * max(1.0, weights[name]) for name, rows in shard.corpora.items()) / shard.rows
 
 
 def _ratio(numbers: _PerCorpus, of: _PerCorpus) -> _PerCorpus:

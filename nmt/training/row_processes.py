@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from pipelines.epoch_rows import EpochConfig, ShardRows, read_answer
+from pipelines.epoch_rows import EpochConfig, ShardRows, Share, read_answer
 
 
 class RowProcesses:
@@ -24,14 +24,14 @@ class RowProcesses:
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._lock, self._closed = threading.Lock(), False
 
-    def ask(self, shard: Path, epoch: int, weights: Mapping[str, float] | None) -> Future[ShardRows]:
-        """Return the rows of a shard in an epoch of which the corpora have these weights, when they are there."""
+    def ask(self, shard: Path, epoch: int, weights: Mapping[str, float] | None, share: Share) -> Future[ShardRows]:
+        """Return a share of a shard's rows in an epoch of which the corpora have these weights, when they are there."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the processes that prepare the rows of epochs have been closed")
             if not self._processes:
                 self._start()
-        request = {"shard": str(shard.absolute()), "epoch": epoch, "weights": weights}
+        request = {"shard": str(shard.absolute()), "epoch": epoch, "weights": weights, "share": share}
         return self._threads.submit(self._answer, json.dumps(request))
 
     def close(self) -> None:

@@ -16,9 +16,11 @@ import pytest
 from pipelines.config import AugmentConfig, LanguagesConfig, TokenizerConfig
 from pipelines.draws import row_keys
 from pipelines.epoch_rows import (
+    WHOLE,
     Augmenter,
     EpochConfig,
     ShardRows,
+    copies_within,
     held_rows,
     read_answer,
     repetitions,
@@ -123,6 +125,41 @@ def test_held_rows_are_the_trainable_ones_each_as_often_as_its_weight() -> None:
     assert keys.tolist() == row_keys(1, 4, row_id[rows], np.asarray([0, 1, 0, 1, 2])).tolist()
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.4, 3.3, 359.7])
+def test_shares_that_are_a_whole_have_each_copy_once_and_each_its_part(weight: float) -> None:
+    config = EpochConfig(seed=1, max_pieces=9, augment=AugmentConfig(), tokenizer="")
+    row_id, every = np.arange(3000), np.arange(3000)
+    weights = np.full(3000, weight)
+    rows, keys = held_rows(config, 4, row_id, every, weights)
+    found = []
+    for part in range(7):
+        share = np.broadcast_to((part / 7, (part + 1) / 7), (3000, 2))
+        found.append(held_rows(config, 4, row_id, every, weights, share))
+        # Of a row that stands t times each share has t / 7 copies, cut up or down.
+        times = np.bincount(rows, minlength=3000) / 7
+        assert np.abs(np.bincount(found[-1][0], minlength=3000) - times).max() < 1.0
+        assert len(found[-1][0]) == pytest.approx(len(rows) / 7, abs=5 * np.sqrt(3000 / 7))
+    together, their_keys = (np.concatenate(parts) for parts in zip(*found))
+    assert sorted(zip(together.tolist(), their_keys.tolist())) == sorted(zip(rows.tolist(), keys.tolist()))
+
+
+def test_the_last_share_has_a_rows_last_copy_wherever_its_first_is_drawn() -> None:
+    keys = row_keys(1, 0, np.arange(200_000))
+    for times in (1, 359, 2**20):
+        whole = copies_within(np.broadcast_to(WHOLE, (len(keys), 2)), np.full(len(keys), times), keys)
+        assert [set(bound.tolist()) for bound in whole] == [{0}, {times}]
+
+
+def test_a_rows_copy_becomes_the_same_in_whichever_share_it_is(made: Made) -> None:
+    augmenter = Augmenter(made.config(typos=0.5, noise_rows=0.5))
+    weights = {"a": 2.5, "b": 0.5}
+    whole = augmenter.augmented(made.shard, 3, weights)
+    parts = [augmenter.augmented(made.shard, 3, weights, (part / 3, (part + 1) / 3)) for part in range(3)]
+    assert sorted(text for part in parts for text in made.texts(part)) == sorted(made.texts(whole))
+    assert sum(part.stayed for part in parts) == whole.stayed
+    assert all(part.rows.size for part in parts)
+
+
 def test_repetitions_are_the_whole_part_and_a_chance_of_the_rest() -> None:
     keys = row_keys(1, 0, np.arange(10_000))
     assert repetitions(np.full(10_000, 1.0), keys).tolist() == [1] * 10_000
@@ -149,10 +186,15 @@ def answers(config: EpochConfig, requests: Sequence[dict[str, Any]]) -> io.Bytes
 def test_what_a_helper_answers_is_what_the_shard_gives(made: Made) -> None:
     config = made.config(typos=0.5, noise_rows=0.5, sampling={"source": 0.5})
     weights: dict[int, dict[str, float] | None] = {2: {"a": 1.5, "b": 1.0}, 0: {"a": 0.0, "b": 0.5}, 1: None}
-    requests = [{"shard": str(made.shard), "epoch": epoch, "weights": weights[epoch]} for epoch in weights]
+    shares = {2: (0.5, 1.0), 0: WHOLE, 1: (1 / 3, 2 / 3)}
+    requests = [
+        {"shard": str(made.shard), "epoch": epoch, "weights": weights[epoch], "share": shares[epoch]}
+        for epoch in weights
+    ]
     stream = answers(config, requests)
     for epoch in weights:
-        found, expected = read_answer(stream), Augmenter(config).augmented(made.shard, epoch, weights[epoch])
+        found = read_answer(stream)
+        expected = Augmenter(config).augmented(made.shard, epoch, weights[epoch], shares[epoch])
         assert np.array_equal(found.rows, expected.rows)
         assert found.stayed == expected.stayed
         for name, values in vars(expected.made).items():
@@ -163,6 +205,7 @@ def test_what_a_helper_answers_is_what_the_shard_gives(made: Made) -> None:
 
 
 def test_what_an_interrupted_helper_leaves_is_no_answer(made: Made) -> None:
-    whole = answers(made.config(typos=1.0), [{"shard": str(made.shard), "epoch": 0, "weights": None}]).getvalue()
+    request = {"shard": str(made.shard), "epoch": 0, "weights": None, "share": WHOLE}
+    whole = answers(made.config(typos=1.0), [request]).getvalue()
     with pytest.raises(RuntimeError, match="has ended"):
         read_answer(io.BytesIO(whole[:-8]))

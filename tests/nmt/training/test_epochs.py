@@ -356,12 +356,12 @@ def test_a_window_is_the_same_whenever_it_is_prepared(pieces: Encoded, augment: 
 
     with pieces.epochs(augment, SMALL, {"a": 1.5}) as epochs:
         in_order = [[all_of(found) for found in windows_of(epochs, epoch)] for epoch in range(2)]
-    assert len({str(window) for windows in in_order for window in windows}) == 8
-    for epoch, number in ((1, 2), (0, 3), (1, 0)):
+    assert len({str(window) for windows in in_order for window in windows}) == 12
+    for epoch, number in ((1, 2), (0, 5), (1, 0)):
         with pieces.epochs(augment, SMALL, {"a": 1.5}, helpers=2) as epochs:
             assert all_of(epochs.window(epoch, number)) == in_order[epoch][number]
             # From there it goes on, over the end of an epoch too.
-            following = (epoch, number + 1) if number < 3 else (epoch + 1, 0)
+            following = (epoch, number + 1) if number < 5 else (epoch + 1, 0)
             assert all_of(epochs.window(*following)) == in_order[following[0]][following[1]]
 
 
@@ -432,6 +432,82 @@ def test_rows_and_updates_are_estimated_from_the_first_window_where_there_are_se
         with found.epochs(config=config) as epochs:
             epochs.window(2, 1)
             assert epochs.total_updates() == total
+
+
+# Corpora that are seen more than once, or have few shards, in several windows
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
+    """480 rows of crawl in 40 shards, and 6 rows of captions in one, their last."""
+    rows = [("crawl", PAIRS[number % 30]) for number in range(480)]
+    parts = [rows[start : start + 12] for start in range(0, 480, 12)]
+    return encoded(tmp_path_factory.mktemp("uneven"), [*parts, [("captions", pair) for pair in PAIRS[30:]]])
+
+
+def row_ids(window: Window) -> list[int]:
+    """The row_id of each row that a window holds, in order; -1 is noise."""
+    return sorted(np.concatenate([window.shards.row_id, window.made.row_id])[window.rows].tolist())
+
+
+@pytest.mark.parametrize("augment", [{}, ALL], ids=["plain", "augmented"])
+@pytest.mark.parametrize(
+    ("weights", "temperature", "epochs_of_captions"),
+    [
+        ({"captions": 20.0}, 1.0, (1, None)),
+        ({}, 5.0, (1, None)),
+        ({}, 1.0, (1, None)),
+        ({"captions": 9.5}, 1.0, (2, 2)),
+    ],
+    ids=["weight", "temperature", "one shard", "curriculum"],
+)
+def test_a_corpus_of_one_shard_is_in_every_window_in_its_share_and_the_epoch_is_the_same(
+    uneven: Encoded,
+    augment: dict[str, Any],
+    weights: dict[str, float],
+    temperature: float,
+    epochs_of_captions: tuple[int, int | None],
+) -> None:
+    config = CONFIG.model_copy(update={"temperature": temperature, "microbatch_tokens": 60, "max_pieces": 60})
+    cut = config.model_copy(update={"window_rows": 100})
+    options: dict[str, Any] = {"weights": weights, "curriculum": {"captions": epochs_of_captions}}
+    with uneven.epochs(augment, config, **options) as together, uneven.epochs(augment, cut, **options) as apart:
+        for epoch in range(2):
+            whole, windows = together.window(epoch), windows_of(apart, epoch)
+            assert whole.last and len(windows) > 4
+            assert sorted(row for found in windows for row in row_ids(found)) == row_ids(whole)
+            assert sorted(row for found in windows for row in contents(found)) == sorted(contents(whole))
+            assert sum(found.stayed for found in windows) == whole.stayed
+            held = [[row for row in row_ids(found) if row >= 0] for found in windows]
+            captions = [sum(row >= 40_000 for row in rows) for rows in held]
+            share = sum(captions) / len(windows)
+            # Of each of the 6 rows a window has its part of the copies, cut up or down.
+            assert all(abs(number - share) < 6 for number in captions)
+            assert all(captions) or share < 6
+            assert max(map(len, held)) <= 120
+            assert all(len(found.shards) <= 120 for found in windows)
+
+
+@pytest.mark.parametrize("augment", [{}, ALL], ids=["plain", "augmented"])
+def test_a_window_of_shares_is_the_same_whenever_it_is_prepared(uneven: Encoded, augment: dict[str, Any]) -> None:
+    config = SMALL.model_copy(update={"window_rows": 100, "max_pieces": 60})
+    with uneven.epochs(augment, config, {"captions": 20.0}) as epochs:
+        epochs.counts()
+        epochs.total_updates()
+        in_order = [contents(found) for found in windows_of(epochs, 1)]
+    with uneven.epochs(augment, config, {"captions": 20.0}, helpers=2) as epochs:
+        assert contents(epochs.window(1, 3)) == in_order[3]
+        assert contents(epochs.window(1, 4)) == in_order[4]
+    assert len({str(sorted(found)) for found in in_order}) == len(in_order)
+
+
+def test_updates_are_estimated_where_the_first_window_has_shares(uneven: Encoded) -> None:
+    config = SMALL.model_copy(update={"window_rows": 100})
+    with uneven.epochs(config=config, weights={"captions": 20.0}) as epochs:
+        total = epochs.total_updates()
+        updates = sum(len(window.updates) for epoch in range(4) for window in windows_of(epochs, epoch))
+        assert epochs.counts() == RowCounts(486, 0, exact=False)
+    assert total == pytest.approx(updates, rel=0.05)
 
 
 def test_a_corpus_takes_part_in_its_epochs_and_the_others_read_none_of_its_shards(pieces: Encoded) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from nmt.checkpoint import TrainState, training_checkpoints
+from nmt.config import TrainConfig
+from nmt.train import train
 from nmt.training.epochs import Epochs
 from nmt.training.metrics import read_metrics
 from pipelines.config import AugmentConfig
@@ -17,16 +21,15 @@ from pipelines.shards import read_shards, write_shard
 from pipelines.stage import StageResult, StageRun, run_stage
 from pipelines.tokenizer import Tokenizer
 from tests.nmt.conftest import ToyStages
-from tests.nmt.toy_runs import CONFIG, assert_bit_for_bit, assert_same_updates, broken_off_at, run_train
+from tests.nmt.toy_runs import CONFIG, MODEL, assert_bit_for_bit, assert_same_updates, broken_off_at, run_train
 
 ROWS_PER_SHARD = 30
 # The 240 rows of train are eight shards, and three windows.
 WINDOWS = CONFIG.model_copy(update={"max_epochs": 3, "window_rows": 90, "log_updates": 1})
 
 
-@pytest.fixture(scope="module")
-def cut(toy: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> ToyStages:
-    """The toy stages with small shards."""
+def cut_up(toy: ToyStages, root: Path, rows_per_shard: int, corpora: Sequence[str] = ()) -> ToyStages:
+    """Return the toy stages with shards of so many rows, the last ones of these corpora."""
     digest = Tokenizer.load(toy.tokenizer.folder).digest
 
     def body(folder: Path) -> StageResult:
@@ -34,14 +37,22 @@ def cut(toy: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> ToyStages:
         (whole,) = (folder / "shards" / "train").iterdir()
         table = pq.read_table(whole)
         whole.unlink()
-        for number, first in enumerate(range(0, len(table), ROWS_PER_SHARD)):
-            path = whole.with_name(f"part-{number:05d}.parquet")
-            write_shard(path, table.slice(first, ROWS_PER_SHARD), digest)
+        shards = [table.slice(first, rows_per_shard) for first in range(0, len(table), rows_per_shard)]
+        for place, name in enumerate(corpora, len(shards) - len(corpora)):
+            column = pa.array([name] * len(shards[place]))
+            shards[place] = shards[place].set_column(table.column_names.index("corpus"), "corpus", column)
+        for number, shard in enumerate(shards):
+            write_shard(whole.with_name(f"part-{number:05d}.parquet"), shard, digest)
         return StageResult([], {})
 
-    root = tmp_path_factory.mktemp("cut")
     encoded = run_stage("encode", 1, {}, {}, root, body)
     return ToyStages(toy.cleaned, toy.tokenizer, encoded, toy.ray)
+
+
+@pytest.fixture(scope="module")
+def cut(toy: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> ToyStages:
+    """The toy stages with small shards."""
+    return cut_up(toy, tmp_path_factory.mktemp("cut"), ROWS_PER_SHARD)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +126,30 @@ def test_a_run_continues_in_a_window_with_another_number_of_workers(
     found = run_train(cut, tmp_path, workers=2, config=WINDOWS)
     assert_same_updates(found, undisturbed)
     assert found.manifest.counters["target_tokens"] == undisturbed.manifest.counters["target_tokens"]
+
+
+def test_a_run_continues_where_a_small_corpus_is_dealt_over_the_windows(toy: ToyStages, tmp_path: Path) -> None:
+    stages = cut_up(toy, tmp_path, 20, ["small"])
+    weights = {"small": 7.0}
+
+    def trained(root: Path, config: TrainConfig = WINDOWS) -> StageRun:
+        config = config.model_copy(update={"max_epochs": 2})
+        inputs = (stages.encoded, stages.cleaned, stages.tokenizer, stages.ray)
+        return train(MODEL, config, *inputs, root, use_ray=False, weights=weights)
+
+    folder, tokenizer = stages.encoded.folder / "shards" / "train", stages.tokenizer.folder
+    with Epochs(WINDOWS, AugmentConfig(), weights, folder, tokenizer) as epochs:
+        windows = [epochs.window(0, number) for number in range(epochs.num_windows(0))]
+    # 220 rows, and 7 times 20.
+    assert sum(len(window.rows) for window in windows) == 360
+    assert [sum(window.shards.row_id[window.rows] >= 220) for window in windows] == pytest.approx([35] * 4, abs=6)
+    undisturbed = trained(tmp_path / "undisturbed")
+    first = len(windows[0].updates)
+    with broken_off_at(first + 1):
+        trained(tmp_path / "continued", WINDOWS.model_copy(update={"checkpoint_updates": 1}))
+    state = state_of(next((tmp_path / "continued").glob("train-*")))
+    assert (state.epoch, state.window, state.updates_of_window) == (0, 1, 1)
+    assert_bit_for_bit(trained(tmp_path / "continued"), undisturbed)
 
 
 def test_a_limit_of_updates_ends_a_run_within_a_window_and_at_its_end(
