@@ -241,10 +241,10 @@ class Epochs:
     # What is known of all epochs before the first one
 
     def counts(self) -> RowCounts:
-        """Return how many rows there are to train on: exact where one window holds all rows of train.
+        """Return how many rows there are to train on: exact where there are no more than a window may have.
 
-        Else each corpus's share of rows that are too long is taken from the first window, and of a corpus that has no
-        row in it from its own first shard.
+        Else each corpus's share of rows that are too long is taken from the first window, or the first ones where it
+        takes them to find a row that is short enough, and of a corpus that has no row in them from its own first shard.
         Raises InputError when no row is short enough, or when the weights leave an epoch without a row.
         """
         sample = self._thread.submit(self._sampled).result()
@@ -264,29 +264,45 @@ class Epochs:
 
         They are estimated by the first window's updates, and by how many pieces an epoch has for one of that window:
         the rows of each corpus, its weight, and the mean of its longer sides in the shards that `counts` looks at. So
-        of one window and weights that stay the same it is the first epoch's updates times the epochs. Where there are
-        more updates than this in the end, the last ones have the schedule's last learning rate.
+        of one window and weights that stay the same it is the first epoch's updates times the epochs. Where the first
+        window has no update it is the windows up to the first that has one. Where there are more updates than this in
+        the end, the last ones have the schedule's last learning rate.
         """
-        self._begun[0, 0] = self._begin(0, 0)
-        first = self._begun[0, 0].result()
-        sample = self._thread.submit(self._sampled).result()
+        updates = number = 0
+        while not updates and number < self.num_windows(0):
+            self._begun = {(0, number): self._begin(0, number)}
+            updates = len(self._begun[0, number].result().updates)
+            number += 1
+        if not updates:
+            return 1
+        sample = self._thread.submit(self._sampled, number).result()
         pieces = _ratio(sample.pieces, sample.rows)
-        of_first = float((self._rows_of(self._windows(0)[0]) * pieces * self._weights(0)).sum())
+        rows = sum(map(self._rows_of, self._windows(0)[:number]))
+        of_these = float((rows * pieces * self._weights(0)).sum())
         of_epochs = (
             float((self._rows * pieces * self._weights(epoch)).sum()) for epoch in range(self._config.max_epochs)
         )
-        return max(1, sum(round(len(first.updates) * of_epoch / of_first) for of_epoch in of_epochs))
+        return max(1, sum(round(updates * of_epoch / of_these) for of_epoch in of_epochs))
 
-    def _sampled(self) -> _Sample:
-        window = self._windows(0)[0]
+    def _sampled(self, number: int = 1) -> _Sample:
+        """Return what was looked at: the shards of so many windows, or of one for each corpus that they have none of.
+
+        Where no row of them is short enough it is more windows, up to the first that has one.
+        """
+        samples: list[_Sample] = []
+        looked: set[int] = set()
+        for place, window in enumerate(self._windows(0)):
+            if place >= number and any(sample.trainable.any() for sample in samples):
+                break
+            samples.append(self._looked_at(self._read(tuple(shard for shard in window if shard not in looked))))
+            looked |= window.keys()
         if self._whole:
-            others = sorted(set(range(len(self._shards))) - set(window))
+            others = sorted(set(range(len(self._shards))) - looked)
         else:
-            missing = {self._names[place] for place in np.flatnonzero(self._rows_of(window) == 0)}
+            missing = set(self._names) - {name for shard in looked for name in self._shards[shard].corpora}
             others = sorted(
                 {next(n for n, shard in enumerate(self._shards) if name in shard.corpora) for name in missing}
             )
-        samples = [self._looked_at(self._read(tuple(window)))]
         samples += [self._looked_at(self._read((shard,))) for shard in others]
         return _Sample(*(sum(arrays) for arrays in zip(*samples)))
 

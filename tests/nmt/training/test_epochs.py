@@ -434,6 +434,38 @@ def test_rows_and_updates_are_estimated_from_the_first_window_where_there_are_se
             assert epochs.total_updates() == total
 
 
+def test_where_no_row_of_the_first_window_is_short_enough_others_are_looked_at(tmp_path: Path) -> None:
+    long, short = Pair("red " * 60 + ".", "rot " * 60 + "."), PAIRS[0]
+    found = encoded(tmp_path, [[("a", long)] * 30, [("a", short)] * 30, [("a", short)] * 30])
+    totals = set()
+    for seed in range(6):
+        with found.epochs(config=SMALL.model_copy(update={"seed": seed, "window_rows": 30})) as epochs:
+            updates = [len(window.updates) for epoch in range(4) for window in windows_of(epochs, epoch)]
+            counts = epochs.counts()
+            total = epochs.total_updates()
+        if updates[0]:
+            assert (counts, total) == (RowCounts(90, 0, exact=False), 12 * updates[0])
+        else:  # of two shards one row in two is short enough
+            assert counts == RowCounts(45, 45, exact=False)
+            assert total == 4 * round(updates[1] * 1.5)
+        totals.add(total)
+    assert len(totals) == 2
+
+
+def test_where_the_first_window_draws_no_row_others_are_looked_at(pieces: Encoded) -> None:
+    weights = {"a": 0.03, "b": 0.03}
+    empty = 0
+    for seed in range(10):
+        config = SMALL.model_copy(update={"seed": seed, "max_epochs": 40})
+        with pieces.epochs(config=config, weights=weights) as epochs:
+            total = epochs.total_updates()
+            windows = [len(window.updates) for window in windows_of(epochs, 0)]
+        empty += not windows[0] and any(windows)
+        first = next((place for place, updates in enumerate(windows) if updates), None)
+        assert total == (1 if first is None else 40 * round(windows[first] * 4 / (first + 1)))
+    assert empty > 2
+
+
 # Corpora that are seen more than once, or have few shards, in several windows
 
 
