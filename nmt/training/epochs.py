@@ -284,6 +284,18 @@ class Epochs:
         )
         return max(1, sum(round(updates * of_epoch / of_these) for of_epoch in of_epochs))
 
+    def longest(self) -> int:
+        """Return how many pieces a side of a row may have in any window.
+
+        Those of the longest row where there are no more rows than a window may have and they stay as they are, else
+        `max_pieces`.
+        """
+        if not self._whole or self._processes is not None:
+            return self._config.max_pieces
+        stored = self._thread.submit(self._read, tuple(range(len(self._shards)))).result()
+        lengths = np.maximum(stored.columns.src_lengths(), stored.columns.tgt_lengths())
+        return int(lengths[stored.trainable].max(initial=1))
+
     def _sampled(self, number: int = 1) -> _Sample:
         """Return what was looked at: the shards of so many windows, or of one for each corpus that they have none of.
 

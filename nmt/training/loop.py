@@ -77,16 +77,15 @@ class _Training:
             with self.record.spending("data"):
                 window = self.epochs.window(self.run.state.epoch, self.run.state.window)
             if untried:
-                self._probe(window)
+                self._probe()
                 untried = False
             if not self._train_on(window):
                 return
             self._close(window)
 
-    def _probe(self, window: Window) -> None:
+    def _probe(self) -> None:
         run = self.run
-        longest = int(np.maximum(window.src_lengths, window.tgt_lengths)[window.rows].max(initial=1))
-        probe(run.model, run.flat, run.optimizer, run.job.train, run.world.device, longest)
+        probe(run.model, run.flat, run.optimizer, run.job.train, run.world.device, self.epochs.longest())
 
     def _train_on(self, window: Window) -> bool:
         """Do the updates of a window that are left; return whether training goes on, which it does not if all leave."""

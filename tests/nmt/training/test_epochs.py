@@ -466,6 +466,22 @@ def test_where_the_first_window_draws_no_row_others_are_looked_at(pieces: Encode
     assert empty > 2
 
 
+def test_the_longest_row_is_known_where_all_are_read_and_stay_as_they_are(pieces: Encoded) -> None:
+    longest = int(np.maximum(pieces.shards.src_lengths(), pieces.shards.tgt_lengths()).max())
+    curriculum: Curriculum = {"b": (2, None)}
+    for options, expected in (
+        ({}, longest),
+        ({"curriculum": curriculum, "weights": {"a": 0.5}}, longest),
+        ({"config": CONFIG.model_copy(update={"max_pieces": longest - 1})}, longest - 1),
+        ({"config": SMALL}, 80),
+        ({"augment": {"merge": 0.1}}, 80),
+        ({"side": "source"}, int(pieces.shards.src_lengths().max())),
+    ):
+        with pieces.epochs(**options) as epochs:
+            epochs.window(0)
+            assert epochs.longest() == expected
+
+
 # Corpora that are seen more than once, or have few shards, in several windows
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from nmt.checkpoint import TrainState, training_checkpoints
 from nmt.config import TrainConfig
 from nmt.train import train
 from nmt.training.epochs import Epochs
+from nmt.training.loop import _Training
 from nmt.training.metrics import read_metrics
+from nmt.training.record import Record
+from nmt.training.step import World
 from pipelines.config import AugmentConfig
 from pipelines.shards import read_shards, write_shard
 from pipelines.stage import StageResult, StageRun, run_stage
@@ -150,6 +156,23 @@ def test_a_run_continues_where_a_small_corpus_is_dealt_over_the_windows(toy: Toy
     state = state_of(next((tmp_path / "continued").glob("train-*")))
     assert (state.epoch, state.window, state.updates_of_window) == (0, 1, 1)
     assert_bit_for_bit(trained(tmp_path / "continued"), undisturbed)
+
+
+def test_the_trial_before_the_first_update_is_of_the_longest_row_of_any_window(
+    cut: ToyStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("nmt.training.loop.probe", lambda *arguments: asked.append(arguments[-1]))
+    folder, tokenizer = cut.encoded.folder / "shards" / "train", cut.tokenizer.folder
+    shards = read_shards(folder)
+    longest = int(np.maximum(shards.src_lengths(), shards.tgt_lengths()).max())
+    assert longest < CONFIG.max_pieces
+    for config in (CONFIG, WINDOWS):
+        job, world = SimpleNamespace(train=config), World(0, 1, torch.device("cpu"))
+        run: Any = SimpleNamespace(model=None, flat=None, optimizer=None, job=job, world=world)
+        with Epochs(config, AugmentConfig(), {}, folder, tokenizer) as epochs:
+            _Training(run, epochs, Record(world, 1, {}), 1, 0.0)._probe()
+    assert asked == [longest, CONFIG.max_pieces]
 
 
 def test_a_limit_of_updates_ends_a_run_within_a_window_and_at_its_end(
