@@ -7,7 +7,8 @@ own writer, with lengths that are drawn (log-normal, 26 pieces on average, both 
 the same, so that they take little disk and are quicker to decompress; they are decoded and held as any others. Then
 what a worker does before its first update (to look at the shards, read, sort and plan the first window, estimate the
 updates) and window after window, each prepared while the one before it is gone through as training does, without
-computing. `--windows 0` goes through all of the first epoch. Prints start-up (of the clock, and of all CPUs), CPU
+computing. `--windows 0` goes through all of the first epoch. `--small ROWS` adds a corpus of one shard, which
+`--weight W` and `--temperature T` have the epochs see more often. Prints start-up (of the clock, and of all CPUs), CPU
 seconds of the thread that prepares a window, how long the loop waited for one, collation per update, and the largest
 resident set.
 
@@ -36,6 +37,7 @@ from pipelines.shards import write_shard
 from pipelines.tokenizer import JOINT_MODEL, Tokenizer, save_tokenizer, train_model
 
 CORPORA = ((0.7, "crawl"), (0.25, "parliament"), (0.05, "captions"))  # shares of the rows, in this order
+SMALL_ID = 2**40  # row_id of the first row of the small corpus
 CONFIG = TrainConfig(microbatch_tokens=4096, microbatches_per_update=4)
 
 
@@ -47,10 +49,14 @@ def main() -> None:
     parser.add_argument("--stages", type=Path)
     parser.add_argument("--rows-per-shard", type=int, default=100_000)
     parser.add_argument("--window-rows", type=int, default=TrainConfig().window_rows)
+    parser.add_argument("--small", type=float, default=0, help="rows of a further corpus, in one shard")
+    parser.add_argument("--weight", type=float, default=1.0, help="that of the small corpus")
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        measure(options.folder, options.windows, CONFIG.model_copy(update={"window_rows": options.window_rows}))
+        changes = {"window_rows": options.window_rows, "temperature": options.temperature}
+        measure(options.folder, options.windows, CONFIG.model_copy(update=changes), options.weight)
         return
     if options.stages is not None:
         report_padding(options.stages)
@@ -65,18 +71,19 @@ def main() -> None:
 def _write_and_measure(folder: Path, rows: int, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     if not (folder / "train").exists():
-        write(folder, rows, options.rows_per_shard)
+        write(folder, rows, options.rows_per_shard, int(options.small))
     size = sum(path.stat().st_size for path in (folder / "train").iterdir())
     print(
         f"{rows:,} rows: {size / 2**30:.2f} GiB of shards, written in {time.perf_counter() - started:.0f} s", flush=True
     )
     command = [sys.executable, __file__, "--measure", "--folder", str(folder), "--windows", str(options.windows)]
-    command += ["--window-rows", str(options.window_rows)]
+    command += ["--window-rows", str(options.window_rows), "--weight", str(options.weight)]
+    command += ["--temperature", str(options.temperature)]
     subprocess.run(command, check=True)
 
 
-def write(folder: Path, rows: int, rows_per_shard: int) -> None:
-    """Write a tokeniser, and shards of so many rows, corpus after corpus."""
+def write(folder: Path, rows: int, rows_per_shard: int, small: int = 0) -> None:
+    """Write a tokeniser, and shards of so many rows, corpus after corpus; the last one is of a small corpus."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer").mkdir(exist_ok=True)
     config = TokenizerConfig(vocab_size=24, character_coverage=1.0)
@@ -91,6 +98,8 @@ def write(folder: Path, rows: int, rows_per_shard: int) -> None:
         corpus = next(name for (_, name), bound in zip(CORPORA, bounds) if first < bound)
         table = synthetic(rng, first, min(rows_per_shard, rows - first), corpus)
         write_shard(writing / f"part-{number:05d}.parquet", table, digest)
+    if small:
+        write_shard(writing / "part-99999.parquet", synthetic(rng, SMALL_ID, small, "small"), digest)
     writing.rename(folder / "train")
 
 
@@ -107,21 +116,25 @@ def synthetic(rng: np.random.Generator, first: int, rows: int, corpus: str) -> p
     return pa.table({"row_id": row_id, "corpus": [corpus] * rows, "src": pieces(src), "tgt": pieces(tgt)})
 
 
-def measure(folder: Path, windows: int, config: TrainConfig) -> None:
+def measure(folder: Path, windows: int, config: TrainConfig, weight: float = 1.0) -> None:
     """Print what a worker's start and windows take."""
     before, started = _peak_mib(), time.perf_counter()
     preparing: list[float] = []
     before_cpu = time.process_time()
-    with _Timed(config, folder, preparing) as epochs:
+    with _Timed(config, folder, preparing, {"small": weight}) as epochs:
         looked = time.perf_counter() - started
         total = epochs.total_updates()
         start_up, start_up_cpu = time.perf_counter() - started, time.process_time() - before_cpu
         number = min(windows or epochs.num_windows(0), epochs.num_windows(0))
         waits, collations, updates = [], [], 0
+        read, seen, of_small = [], [], []
         for place in range(number):
             waiting = time.perf_counter()
             window = epochs.window(0, place)
             waits.append(time.perf_counter() - waiting)
+            read.append(len(window.shards))
+            seen.append(len(window.rows))
+            of_small.append(int((window.shards.row_id[window.rows] >= SMALL_ID).sum()))
             collating = time.perf_counter()
             for update in window.updates:
                 for batch in update:
@@ -134,6 +147,9 @@ def measure(folder: Path, windows: int, config: TrainConfig) -> None:
                 "windows_of_epoch": epochs.num_windows(0),
                 "windows_measured": number,
                 "rows_per_window": len(window.rows),
+                "most_rows_read": max(read),
+                "most_rows_per_window": max(seen),
+                "rows_of_small_corpus": [min(of_small), max(of_small)],
                 "updates_per_window": round(updates / number),
                 "estimated_total_updates": total,
                 "look_at_shards_s": round(looked, 2),
@@ -155,8 +171,8 @@ def measure(folder: Path, windows: int, config: TrainConfig) -> None:
 class _Timed(Epochs):
     """Epochs that note the CPU seconds of the thread that prepares each window: waits for others do not count."""
 
-    def __init__(self, config: TrainConfig, folder: Path, seconds: list[float]) -> None:
-        super().__init__(config, AugmentConfig(), {}, folder / "train", folder / "tokenizer")
+    def __init__(self, config: TrainConfig, folder: Path, seconds: list[float], weights: dict[str, float]) -> None:
+        super().__init__(config, AugmentConfig(), weights, folder / "train", folder / "tokenizer")
         self._seconds = seconds
 
     def _prepared(self, epoch: int, number: int) -> Window:
