@@ -78,7 +78,8 @@ class TrainConfig(Table):
     microbatch_tokens: int = Field(default=2048, ge=1)  # padded pieces of the longer side
     microbatches_per_update: int = Field(default=2, ge=1)
     max_pieces: int = Field(default=200, ge=2)  # a longer row, on either side, is left out of training and counted
-    # Rows that are held in memory and sorted by length at once, in whole shards; an epoch of fewer is one window.
+    # Rows that are sorted by length at once, of whole shards or of shares of those seen often; an epoch of fewer is one
+    # window.
     window_rows: int = Field(default=2_000_000, ge=1)
     # Of the corpora's shares of an epoch, by their rows times their weights: p ~ n^(1/temperature). 1 leaves them.
     temperature: float = Field(default=1.0, ge=1.0)

@@ -134,7 +134,8 @@ def start(job: TrainJob, world: World, leaving: Callable[[], bool] | None = None
         saver=saver,
         beside=beside,
         sharding=sharding,
-        alignments=None if job.alignments is None else Alignments(Path(job.alignments), job.train.window_rows),
+        # A window may read the rows of small corpora, which are in all of them, beyond its own.
+        alignments=None if job.alignments is None else Alignments(Path(job.alignments), job.train.window_rows * 3 // 2),
     )
 
 
