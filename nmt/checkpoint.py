@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -37,7 +38,8 @@ CHECKPOINT_FORMAT = 1
 CONFIG_JSON, MODEL_FILE, STATE_JSON = "config.json", "model.safetensors", "state.json"
 CHECKSUMS_JSON = "checksums.json"
 OPTIMIZER_FILE, AVERAGES_FILE = "optimizer.safetensors", "averages.safetensors"
-_UPDATE_DIGITS = 8
+_UPDATE_DIGITS = 8  # at the least
+_MOVED_AWAY = "-old"  # ends the name of a checkpoint whose place a newer one of that name is to take
 
 
 class CheckpointConfig(BaseModel):
@@ -155,44 +157,85 @@ def write_checkpoint(folder: Path, content: Content, placing: Placing = nullcont
     All of it is on the disk before it has its name. The checksums are of what was written, read back from the files.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}-{folder.name}")
+    temporary = _aside(folder, folder.name)
     temporary.mkdir()
     for name, tensors in content.tensors.items():
         save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, temporary / name)
-    for name, table in content.tables.items():
-        (temporary / name).write_text(table.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    names = [*content.tensors, *content.tables]
-    sums = {
-        name: FileSum(bytes=(temporary / name).stat().st_size, sha256=file_sha256(temporary / name)) for name in names
-    }
-    (temporary / CHECKSUMS_JSON).write_text(Checksums(files=sums).model_dump_json(indent=1) + "\n", encoding="utf-8")
-    for name in (*names, CHECKSUMS_JSON, "."):
-        _sync(temporary / name)
+    sums = {name: _sum_of(temporary / name) for name in content.tensors}
+    _complete(temporary, content.tables, sums)
     with placing():
-        if folder.exists():
-            # Moved and not removed in place, so that there is next to no time in which neither stands there.
-            old = temporary.with_name(f"{temporary.name}-old")
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
+        place_checkpoint(temporary, folder)
     _sync(folder.parent)
+
+
+def write_tables(folder: Path, tables: Mapping[str, BaseModel], placing: Placing = nullcontext) -> None:
+    """Write a checkpoint of this version anew with other tables, in its own place; its tensors stay the same files.
+
+    They are linked, so that it costs next to nothing; copied where the file system has no links.
+    """
+    temporary = _aside(folder, folder.name)
+    temporary.mkdir()
+    written = _read_checksums(folder).files
+    sums = {name: written[name] for name in written if name not in tables}
+    for name in sums:
+        try:
+            (temporary / name).hardlink_to(folder / name)
+        except OSError:
+            shutil.copyfile(folder / name, temporary / name)
+    _complete(temporary, tables, sums)
+    with placing():
+        place_checkpoint(temporary, folder)
+    _sync(folder.parent)
+
+
+def place_checkpoint(new: Path, folder: Path) -> None:
+    """Rename a whole checkpoint, in place of an old one of that name.
+
+    Of a kill between the two renames the old one is left under another name, see `clear_left_over`.
+    """
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = _aside(folder, folder.name + _MOVED_AWAY)
+    folder.rename(old)
+    new.rename(folder)
+    _sync(folder.parent)
+    remove_checkpoint(old)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint. It loses its name first, so that a kill leaves no half of one under it."""
+    removed = _aside(folder, "removed")
+    folder.rename(removed)
+    shutil.rmtree(removed)
+
+
+def clear_left_over(folder: Path) -> None:
+    """Remove what a writer that was killed has left beside the checkpoints of a folder.
+
+    One that was moved away for a newer one gets its name back, where that one never had it.
+    """
+    for left_over in sorted(folder.glob(".tmp-*")):
+        name = left_over.name.split("-", 2)[2]
+        checkpoint = folder / name.removesuffix(_MOVED_AWAY)
+        if name.endswith(_MOVED_AWAY) and not checkpoint.exists():
+            left_over.rename(checkpoint)
+        else:
+            remove_checkpoint(left_over)
 
 
 def verify_checkpoint(folder: Path) -> None:
     """Raise InputError, naming folder, file and fault, where a checkpoint does not hold what was written.
 
-    One without checksums, of an older version, has nothing to be held against.
+    One without checksums, of an older version, has nothing to be held against but the files that each must have.
     """
-    path = folder / CHECKSUMS_JSON
-    if not path.exists():
+    of_training = (STATE_JSON, OPTIMIZER_FILE) if _is_training(folder) else ()
+    for name in (CONFIG_JSON, MODEL_FILE, *of_training):
+        if not (folder / name).is_file():
+            raise _broken(folder / name, "the file is missing")
+    if not (folder / CHECKSUMS_JSON).exists():
         return
-    try:
-        checksums = Checksums.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise _broken(path, error) from error
-    for name, expected in checksums.files.items():
+    for name, expected in _read_checksums(folder).files.items():
         file = folder / name
         if not file.is_file():
             raise _broken(file, "the file is missing")
@@ -223,7 +266,8 @@ def save_training(
 
 def training_checkpoints(folder: Path) -> list[Path]:
     """Return the whole checkpoints to continue from, oldest first. A folder has its name only when it is whole."""
-    return sorted(folder.glob("update-" + "[0-9]" * _UPDATE_DIGITS))
+    found = [(update, path) for path in folder.glob("update-*") if (update := _update_of(path)) is not None]
+    return [path for _, path in sorted(found)]
 
 
 def load_config(folder: Path, *, tokenizer: str | None = None) -> CheckpointConfig:
@@ -294,6 +338,43 @@ def read_state(folder: Path) -> TrainState:
         raise _broken(folder / STATE_JSON, error) from error
 
 
+def _update_of(folder: Path) -> int | None:
+    """Return the update whose training goes on from a folder, by its name; None of any other folder."""
+    found = re.fullmatch(r"update-([0-9]+)", folder.name)
+    return int(found[1]) if found else None
+
+
+def _is_training(folder: Path) -> bool:
+    return _update_of(folder) is not None or (folder / STATE_JSON).exists()
+
+
+def _aside(folder: Path, name: str) -> Path:
+    """Return a path beside a checkpoint that no reader looks at."""
+    return folder.with_name(f".tmp-{uuid.uuid4().hex}-{name}")
+
+
+def _complete(temporary: Path, tables: Mapping[str, BaseModel], sums: Mapping[str, FileSum]) -> None:
+    """Write the tables beside files whose checksums are known, then all checksums; have all of it on the disk."""
+    for name, table in tables.items():
+        (temporary / name).write_text(table.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    files = {**sums, **{name: _sum_of(temporary / name) for name in tables}}
+    (temporary / CHECKSUMS_JSON).write_text(Checksums(files=files).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    for name in (*files, CHECKSUMS_JSON, "."):
+        _sync(temporary / name)
+
+
+def _sum_of(path: Path) -> FileSum:
+    return FileSum(bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def _read_checksums(folder: Path) -> Checksums:
+    path = folder / CHECKSUMS_JSON
+    try:
+        return Checksums.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _broken(path, error) from error
+
+
 def _sync(path: Path) -> None:
     """Have a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -348,7 +429,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _broken(path: Path, error: object) -> InputError:
-    if (path.parent / STATE_JSON).exists():
+    if _is_training(path.parent):
         remedy = "Train with --continue-from-earlier to go on from the checkpoint before it: the weights are the same"
     else:
         remedy = "Copy the model again from where it was made, or train it again"

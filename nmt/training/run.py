@@ -60,6 +60,7 @@ class Run:
     leaving: LeaveWatch
     saver: Saver | None  # as `metrics`
     saved_at: float = field(default_factory=time.monotonic)  # or started
+    saved_update: int | None = None  # the last whose tensors this start has saved
     beside: RayValidations | None = None  # in the worker of rank 0, where validation goes on beside training
     sharding: Sharding | None = None  # where the model is dealt out over the workers
     alignments: Alignments | None = None  # where attention is guided

@@ -8,7 +8,6 @@ writes; it holds the lease of the folder whenever it renames or removes (`nmt/tr
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -22,15 +21,22 @@ import torch
 from torch import Tensor
 
 from nmt.checkpoint import (
+    CONFIG_JSON,
+    STATE_JSON,
+    CheckpointConfig,
     Content,
     TrainState,
+    clear_left_over,
     model_content,
+    place_checkpoint,
     read_state,
+    remove_checkpoint,
     training_checkpoints,
     training_content,
     training_folder,
     verify_checkpoint,
     write_checkpoint,
+    write_tables,
 )
 from nmt.training.lease import Lease
 from pipelines.errors import InputError
@@ -86,11 +92,23 @@ class Saver:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._copies: dict[str, HostCopies] = {}
         self._writing: dict[str, Future[None]] = {}
-        self._remove_left_over()
+        with self._placing():
+            clear_left_over(self._folder)
 
     def save(self, state: TrainState, content: Content) -> None:
         """Copy what training continues from at `state`, and have it written."""
         self._copy_and_write("training", training_folder(self._folder, state.update), content, self._remove_old)
+
+    def restate(self, state: TrainState, config: CheckpointConfig) -> None:
+        """Have the checkpoint that was saved last, of the same update, written with another state: no tensor is."""
+        self._wait_for("training")
+        folder = training_folder(self._folder, state.update)
+
+        def write() -> None:
+            write_tables(folder, {CONFIG_JSON: config, STATE_JSON: state}, self._placing)
+            self._remove_old()
+
+        self._writing["training"] = self._thread.submit(write)
 
     def save_model(self, folder: Path, content: Content, then: Callable[[], None] = lambda: None) -> None:
         """Copy a model, and have it written to a folder, before what is saved after it; then have `then` called."""
@@ -104,8 +122,7 @@ class Saver:
         def rename() -> None:
             with self._placing():
                 if folder.exists():
-                    shutil.rmtree(to, ignore_errors=True)
-                    folder.rename(to)
+                    place_checkpoint(folder, to)
 
         self._writing["rename"] = self._thread.submit(rename)
 
@@ -130,9 +147,7 @@ class Saver:
             writing.result()
 
     def _copy_and_write(self, kind: str, path: Path, content: Content, then: Callable[[], None]) -> None:
-        for other, writing in self._writing.items():
-            if other == kind or writing.done():
-                writing.result()  # its buffers are to be used again; and an error is told as soon as it is known
+        self._wait_for(kind)
         copy, arrived = self._copies.setdefault(kind, HostCopies()).take(content)
 
         def write() -> None:
@@ -142,11 +157,11 @@ class Saver:
 
         self._writing[kind] = self._thread.submit(write)
 
-    def _remove_left_over(self) -> None:
-        """Remove what a worker that was killed while it wrote has left."""
-        with self._placing():
-            for left_over in self._folder.glob(".tmp-*"):
-                shutil.rmtree(left_over)
+    def _wait_for(self, kind: str) -> None:
+        """Wait for the last writing of a kind, whose buffers are to be used again; raise any error that is known."""
+        for other, writing in self._writing.items():
+            if other == kind or writing.done():
+                writing.result()
 
     def _remove_old(self) -> None:
         """Keep the newest checkpoints, and the models that any of them names.
@@ -156,13 +171,13 @@ class Saver:
         with self._placing():
             checkpoints = training_checkpoints(self._folder)
             for old in checkpoints[: -self._keep]:
-                shutil.rmtree(old)
+                remove_checkpoint(old)
             states = [read_state(checkpoint) for checkpoint in checkpoints[-self._keep :]]
             named = {update for state in states for update in named_updates(state)}
             for model in [*self._folder.glob("best-*"), *self._folder.glob("validate-*")]:
                 update = int(model.name.partition("-")[2])
                 if update < states[-1].update and update not in named:
-                    shutil.rmtree(model)
+                    remove_checkpoint(model)
 
 
 def checked_newest(checkpoints: Path, *, continue_from_earlier: bool) -> Path | None:
@@ -170,7 +185,9 @@ def checked_newest(checkpoints: Path, *, continue_from_earlier: bool) -> Path | 
 
     One that does not is an InputError, or with `continue_from_earlier` gets another name, so that an earlier one is the
     newest. Where no earlier one is left, that is an InputError too.
+    The caller has the lease of the folder: what a writer that was killed has left is put in order first.
     """
+    clear_left_over(checkpoints)
     found = training_checkpoints(checkpoints)
     for checkpoint in reversed(found):
         try:
@@ -179,7 +196,10 @@ def checked_newest(checkpoints: Path, *, continue_from_earlier: bool) -> Path | 
                 _verify_model(checkpoints, update)
             return checkpoint
         except InputError as error:
-            if not continue_from_earlier or checkpoint == found[0]:
+            if checkpoint == found[0]:
+                remedy = f"There is no earlier one: bring it back from a copy, or remove {checkpoints} to train anew"
+                raise InputError(error.what, where=error.where, remedy=remedy) from error
+            if not continue_from_earlier:
                 raise
             log.warning("left out: %s", error)
             checkpoint.rename(checkpoint.with_name(f"unreadable-{uuid.uuid4().hex[:8]}-{checkpoint.name}"))
@@ -202,13 +222,17 @@ def _verify_model(checkpoints: Path, update: int) -> None:
 def save(run: Run) -> None:
     """Have what training continues from written, and keep the newest `keep_checkpoints`, and the best models.
 
-    All workers call it at the same updates; it is the one of rank 0 that writes.
+    All workers call it at the same updates; it is the one of rank 0 that writes. At an update that was saved before a
+    validation it is the state alone that is written again.
     """
     held = (run.optimizer, run.averages, run.checkpoint_config(), run.state)
-    content = None if run.sharding is None else run.sharding.training_content(*held)  # by all workers
-    if run.saver is not None:
-        run.saver.save(run.state, content or training_content(run.model, *held))
-    run.saved_at = time.monotonic()
+    if run.state.update != run.saved_update:
+        content = None if run.sharding is None else run.sharding.training_content(*held)  # by all workers
+        if run.saver is not None:
+            run.saver.save(run.state, content or training_content(run.model, *held))
+    elif run.saver is not None:
+        run.saver.restate(run.state, run.checkpoint_config())
+    run.saved_at, run.saved_update = time.monotonic(), run.state.update
 
 
 def is_due(run: Run) -> bool:

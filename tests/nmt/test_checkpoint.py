@@ -5,21 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nmt.architectures import build_model
 from nmt.checkpoint import (
     CheckpointConfig,
     TrainState,
+    clear_left_over,
     load_model,
     load_training,
+    place_checkpoint,
+    read_state,
+    remove_checkpoint,
     save_model,
     save_training,
     training_checkpoints,
+    training_folder,
     verify_checkpoint,
+    write_tables,
 )
 from nmt.config import TrainConfig
 from nmt.model.recurrent_config import RecurrentConfig
@@ -108,6 +118,112 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     assert training_checkpoints(tmp_path) == [path]
 
 
+def test_checkpoints_come_in_the_order_of_their_updates_however_many_digits_these_have(tmp_path: Path) -> None:
+    updates = [7, 99_999_999, 100_000_000, 100_000_001, 1_000_000_000]
+    for update in reversed(updates):
+        training_folder(tmp_path, update).mkdir()
+    for name in ("update-", "update-7-copy", "update-00000005.part", "unreadable-1-update-00000006"):
+        (tmp_path / name).mkdir()
+    assert training_checkpoints(tmp_path) == [training_folder(tmp_path, update) for update in updates]
+
+
+# Kills
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def killed_in(monkeypatch: pytest.MonkeyPatch, name: str, calls: int, work: Callable[[], object]) -> None:
+    """Have a process do some work that is killed before a call of a function of files, after so many others of it."""
+    owner, attribute = {"rename": (Path, "rename"), "rmtree": (shutil, "rmtree")}[name]
+    real, left = getattr(owner, attribute), calls
+
+    def killing(*arguments: Any) -> Any:
+        nonlocal left
+        if not left:
+            if name == "rmtree":  # it has removed some of the files
+                next(Path(arguments[0]).glob("checksums.json")).unlink()
+            raise Killed
+        left -= 1
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, attribute, killing)
+        work()
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "epoch"), [("rename", 0, 1), ("rename", 1, 1), ("rename", 2, 2), ("rmtree", 0, 2)]
+)
+def test_a_kill_while_a_checkpoint_takes_the_place_of_another_leaves_one_of_them_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int, epoch: int
+) -> None:
+    held = trained()
+
+    def save(epoch: int) -> Path:
+        return save_training(tmp_path, *held, CONFIG, TrainState(update=7, epoch=epoch))
+
+    path = save(1)
+    killed_in(monkeypatch, name, calls, lambda: save(2))
+    clear_left_over(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+    verify_checkpoint(path)
+    assert read_state(path).epoch == epoch
+
+
+@pytest.mark.parametrize("name", ["rename", "rmtree"])
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_half_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = save_training(tmp_path, *trained(), CONFIG, TrainState(update=7))
+    killed_in(monkeypatch, name, 0, lambda: remove_checkpoint(path))
+    assert training_checkpoints(tmp_path) == ([path] if name == "rename" else [])
+    clear_left_over(tmp_path)
+    assert list(tmp_path.iterdir()) == ([path] if name == "rename" else [])
+
+
+def test_a_kill_while_a_model_is_renamed_in_place_of_another_leaves_both_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("old", "new"):
+        save_model(tmp_path / folder, trained()[0], CONFIG.model_copy(update={"dev": {folder: 1.0}}))
+    killed_in(monkeypatch, "rename", 1, lambda: place_checkpoint(tmp_path / "new", tmp_path / "old"))
+    clear_left_over(tmp_path)
+    assert [load_model(tmp_path / folder)[1].dev for folder in ("old", "new")] == [{"old": 1.0}, {"new": 1.0}]
+    place_checkpoint(tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert load_model(tmp_path / "old")[1].dev == {"new": 1.0}
+
+
+# Tables that are written anew
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_tables_are_written_anew_beside_the_same_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    held = trained()
+    path = save_training(tmp_path, *held, CONFIG, TrainState(update=7))
+    names = ["model.safetensors", "optimizer.safetensors", "averages.safetensors"]
+    before = {name: ((path / name).stat().st_ino, load_file(path / name)) for name in names}
+
+    def no_links(path: Path, target: Path) -> None:
+        raise OSError(95, "Operation not supported")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+    state = TrainState(update=7, validated_update=7, best_metric=3.5)
+    write_tables(path, {"config.json": CONFIG, "state.json": state})
+    verify_checkpoint(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    for name, (inode, tensors) in before.items():
+        assert ((path / name).stat().st_ino == inode) is links
+        found = load_file(path / name)
+        assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+    assert load_training(path, *held, "t" * 64) == state
+
+
 # Checksums
 
 
@@ -153,6 +269,18 @@ def test_a_file_that_is_missing_or_too_short_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match=r"model\.safetensors: .*the file is missing"):
         verify_checkpoint(tmp_path / "best")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_checkpoint_without_checksums_needs_the_files_that_each_has(tmp_path: Path, name: str) -> None:
+    path = save_training(tmp_path, *trained(), CONFIG, TrainState(update=7))
+    (path / "checksums.json").unlink()
+    verify_checkpoint(path)
+    (path / name).unlink()
+    with pytest.raises(InputError, match="the file is missing") as raised:
+        verify_checkpoint(path)
+    assert raised.value.where == str(path / name)
+    assert "--continue-from-earlier" in raised.value.remedy
 
 
 def test_checksums_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -162,6 +162,38 @@ def test_what_a_killed_writer_left_is_removed_at_the_start(tmp_path: Path) -> No
         assert names(tmp_path) == []
 
 
+def test_a_checkpoint_that_was_moved_away_for_one_that_never_came_is_begun_with_and_kept(
+    tmp_path: Path, model: Seq2Seq
+) -> None:
+    path = tmp_path / "update-00000003"
+    for begin in (lambda: Saver(tmp_path, 1), lambda: checked_newest(tmp_path, continue_from_earlier=False)):
+        with Saver(tmp_path, 1) as saver:
+            save_at(saver, model, update=3)
+        path.rename(tmp_path / ".tmp-1-update-00000003-old")
+        (tmp_path / ".tmp-2-update-00000003").mkdir()
+        begin()
+        assert names(tmp_path) == ["update-00000003"]
+        verify_checkpoint(path)
+
+
+def test_a_state_that_is_written_again_comes_behind_the_best_model_and_leaves_the_tensors_as_they_were(
+    tmp_path: Path, gate: Gate, model: Seq2Seq
+) -> None:
+    gate.opened.set()
+    with Saver(tmp_path, 2) as saver:
+        save_at(saver, model, update=3)
+        saver.wait()
+        written = (tmp_path / "update-00000003" / "model.safetensors").stat().st_ino
+        with torch.no_grad():
+            model.output_bias.add_(1.0)
+        saver.save_model(best_folder(tmp_path, 3), model_content(model, CONFIG))
+        saver.restate(TrainState(update=3, best_update=3, best_models=((3, 1.0),)), CONFIG)
+    assert names(tmp_path) == ["best-00000003", "update-00000003"]
+    assert (tmp_path / "update-00000003" / "model.safetensors").stat().st_ino == written
+    assert read_state(tmp_path / "update-00000003").best_update == 3
+    assert checked_newest(tmp_path, continue_from_earlier=False) == tmp_path / "update-00000003"
+
+
 def test_a_worker_whose_folder_is_another_runs_by_now_renames_and_removes_nothing(
     tmp_path: Path, model: Seq2Seq
 ) -> None:
@@ -233,3 +265,15 @@ def test_where_no_earlier_checkpoint_is_left_the_fault_is_told(two: Path) -> Non
     with pytest.raises(InputError, match="its sha256 is") as raised:
         checked_newest(two, continue_from_earlier=True)
     assert raised.value.where == str(two / "update-00000003" / "state.json")
+    for told in (True, False):
+        with pytest.raises(InputError, match="There is no earlier one") as raised:
+            checked_newest(two, continue_from_earlier=told)
+        assert "--continue-from-earlier" not in raised.value.remedy
+
+
+def test_a_checkpoint_without_weights_is_left_out_when_told_though_its_checksums_are_gone_too(two: Path) -> None:
+    for name in ("checksums.json", "model.safetensors"):
+        (two / "update-00000006" / name).unlink()
+    with pytest.raises(InputError, match="the file is missing"):
+        checked_newest(two, continue_from_earlier=False)
+    assert checked_newest(two, continue_from_earlier=True) == two / "update-00000003"
