@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nmt.training.json_lines import Follower, followed, read_lines
+from nmt.training.json_lines import Follower, append_line, followed, read_lines
 from nmt.training.step import World
 
 WORKERS_FILE = "workers.jsonl"
@@ -39,12 +38,11 @@ def write_workers(folder: Path, world: World, update: int) -> None:
         found = [None] * world.size
         dist.all_gather_object(found, own)
     if world.rank == 0:
-        with (folder / WORKERS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"update": update, "workers": found}) + "\n")
+        append_line(folder / WORKERS_FILE, {"update": update, "workers": found})
 
 
 def read_workers(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of workers.jsonl; a last one that is not whole yet is left out."""
+    """Return the lines of workers.jsonl; a last one that is not whole yet is left out. Raises as `read_lines` does."""
     return read_lines(folder / WORKERS_FILE)
 
 

@@ -30,6 +30,8 @@ def test_each_start_is_a_line(tmp_path: Path) -> None:
     with (tmp_path / "workers.jsonl").open("a") as file:
         file.write('{"update": 60, "wor')
     assert len(read_workers(tmp_path)) == 2
+    write_workers(tmp_path, World(), 70)
+    assert [start["update"] for start in read_workers(tmp_path)] == [0, 40, 70]
 
 
 def test_the_line_names_each_worker() -> None:
