@@ -28,7 +28,7 @@ from nmt.training.saver import is_due, save
 from nmt.training.schedules import learning_rate
 from nmt.training.skipped import counted, failure, log_split, save_batch
 from nmt.training.step import UpdateFigures, World, train_step
-from nmt.training.validator import settle
+from nmt.training.validator import settle, waits
 
 
 def train_loop(job: TrainJob, world: World, leaving: Callable[[], bool] | None = None) -> None:
@@ -101,8 +101,7 @@ class _Training:
                 if flags.leave:  # a validation that is due now is the first thing that is done when training continues
                     save(run)
                     return False
-                with self.record.spending("validation"):
-                    settle(run)
+                self._settle()
                 if run.state.stopped is not None:
                     break
                 every = run.job.train.checkpoint_updates
@@ -133,19 +132,30 @@ class _Training:
 
     def _close(self, window: Window) -> None:
         """Move on to the next window, or behind an epoch's last one, and wherever training stops, validate and save."""
-        run = self.run
+        run, config = self.run, self.run.job.train
         ended = run.state.updates_of_window == len(window.updates)
         if ended and not window.last and run.state.stopped is None:
             run.state = run.state.model_copy(update={"window": run.state.window + 1, "updates_of_window": 0})
+            if config.checkpoint_updates is None and config.checkpoint_minutes is None:  # else an epoch would have none
+                with self.record.spending("checkpoints"):
+                    save(run)
             return
         if ended and window.last:
             begun = {"epoch": run.state.epoch + 1, "updates_of_epoch": 0, "window": 0, "updates_of_window": 0}
             run.state = run.state.model_copy(update=begun)
-        with self.record.spending("validation"):
-            settle(run)
+        self._settle()
         run.state = run.state.model_copy(update=self._times())
         with self.record.spending("checkpoints"):
             save(run)
+
+    def _settle(self) -> None:
+        """Do what is due of validations. Where training waits for it, what is learned is saved before."""
+        if waits(self.run):
+            self.run.state = self.run.state.model_copy(update=self._times())
+            with self.record.spending("checkpoints"):
+                save(self.run)
+        with self.record.spending("validation"):
+            settle(self.run)
 
     def _times(self) -> dict[str, Any]:
         return {"seconds": round(time.monotonic() - self.started, 3), "spent": dict(self.record.spent)}

@@ -53,6 +53,18 @@ def settle(run: Run) -> None:
         average_best(run)
 
 
+def waits(run: Run) -> bool:
+    """Return whether `settle` makes training wait at this state: for a validation, or for those beside training."""
+    config, state = run.job.train, run.state
+    if state.stopped is not None:
+        return False
+    asks = due(config, state)
+    if run.job.beside is None:
+        return asks
+    open_then = len(state.pending_validations) + asks
+    return (asks or _looks(config, state)) and open_then > _most_pending(run, run.job.beside.workers)
+
+
 def is_last(config: TrainConfig, state: TrainState) -> bool:
     """Return whether no update comes after this state."""
     return state.update == config.max_updates or state.epoch >= config.max_epochs
@@ -151,7 +163,7 @@ def _take(run: Run, workers: int) -> None:
 
     The worker of rank 0 has the scores, and all judge them alike.
     """
-    most = 0 if is_last(run.job.train, run.state) else _PENDING_PER_WORKER * workers
+    most = _most_pending(run, workers)
     while run.state.pending_validations:
         pending = run.state.pending_validations
         waits = len(pending) > most
@@ -166,6 +178,11 @@ def _take(run: Run, workers: int) -> None:
                 _keep_asked(run, update)
         if not waits:
             return
+
+
+def _most_pending(run: Run, workers: int) -> int:
+    """Return how many validations may be open beside training behind this state without its waiting for them."""
+    return 0 if is_last(run.job.train, run.state) else _PENDING_PER_WORKER * workers
 
 
 def _score_asked(run: Run, update: int) -> Scores:

@@ -83,6 +83,33 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_no_half_of_one(
     assert not half[0].exists()
 
 
+# The third validation hangs.
+HANGING_VALIDATION = """
+import nmt.training.validator, time
+scores, asked = nmt.training.validator._scores, []
+def hang(run, model):
+    asked.append(run.state.update)
+    if len(asked) == 3:
+        time.sleep(600)
+    return scores(run, model)
+nmt.training.validator._scores = hang
+"""
+
+
+def test_a_kill_while_a_validation_goes_on_loses_no_update(
+    toy: ToyStages, undisturbed: StageRun, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"checkpoint_updates": None})
+    driver = Driver(toy, tmp_path, config=config, before=HANGING_VALIDATION)
+    third = 3 * undisturbed.manifest.counters["updates"] // CONFIG.max_epochs
+    driver.until_checkpoint()
+    driver.until(lambda: newest_update(driver.folder) == third)
+    driver.kill_group()
+    found = run_train(toy, tmp_path, config=config)
+    assert found.manifest.counters["ledger"]["updates_again"] == 0
+    assert_bit_for_bit(found, undisturbed)
+
+
 def test_a_corrupt_checkpoint_is_left_out_only_when_told_and_the_weights_are_the_same_bit_for_bit(
     toy: ToyStages, undisturbed: StageRun, tmp_path: Path
 ) -> None:

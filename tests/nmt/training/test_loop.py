@@ -14,14 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from nmt.checkpoint import TrainState, training_checkpoints
+from nmt.checkpoint import TrainState, read_state, training_checkpoints
 from nmt.config import TrainConfig
+from nmt.model.seq2seq import Seq2Seq
 from nmt.train import train
+from nmt.training import validator
 from nmt.training.epochs import Epochs
 from nmt.training.loop import _Training
 from nmt.training.metrics import read_metrics
 from nmt.training.record import Record
+from nmt.training.run import Run
 from nmt.training.step import World
+from nmt.training.validation import Scores
 from pipelines.config import AugmentConfig
 from pipelines.shards import read_shards, write_shard
 from pipelines.stage import StageResult, StageRun, run_stage
@@ -122,6 +126,60 @@ def test_a_run_that_broke_off_continues_at_its_window_bit_for_bit(
     assert (state.epoch, state.window, state.updates_of_window, state.updates_of_epoch) == position
     assert state.total_updates == state_of(undisturbed.folder).total_updates
     assert_bit_for_bit(run_train(cut, tmp_path, config=WINDOWS), undisturbed)
+
+
+def test_with_no_interval_between_checkpoints_each_end_of_a_window_has_one(
+    cut: ToyStages, undisturbed: StageRun, planned: list[list[int]], tmp_path: Path
+) -> None:
+    config = WINDOWS.model_copy(
+        update={"checkpoint_updates": None, "checkpoint_minutes": None, "keep_checkpoints": 100}
+    )
+    with broken_off_at(sum(planned[0]) + planned[1][0] + 1):
+        run_train(cut, tmp_path, config=config)
+    ends = [*np.cumsum(planned[0]), sum(planned[0]) + planned[1][0]]
+    checkpoints = training_checkpoints(next(tmp_path.glob("train-*")) / "checkpoints")
+    assert [read_state(checkpoint).update for checkpoint in checkpoints] == ends
+    state = read_state(checkpoints[-1])
+    assert (state.epoch, state.window, state.updates_of_window) == (1, 1, 0)
+    assert_bit_for_bit(run_train(cut, tmp_path, config=config), undisturbed)
+
+
+VALIDATED = WINDOWS.model_copy(
+    update={"checkpoint_updates": None, "validate_updates": 4, "keep_checkpoints": 1, "average_checkpoints": 2}
+)
+
+
+@pytest.fixture(scope="module")
+def validated(cut: ToyStages, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    return run_train(cut, tmp_path_factory.mktemp("validated"), config=VALIDATED)
+
+
+@pytest.mark.parametrize("place", ["within a window", "at the end of an epoch", "at the end of training"])
+def test_what_breaks_off_in_a_validation_loses_no_update(
+    cut: ToyStages,
+    validated: StageRun,
+    planned: list[list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    ends = np.cumsum([sum(of_epoch) for of_epoch in planned]).tolist()
+    at = {"within a window": 4, "at the end of an epoch": ends[0], "at the end of training": ends[-1]}[place]
+    scores = validator._scores
+
+    def failing(run: Run, model: Seq2Seq) -> Scores:
+        if run.state.update == at:
+            raise RuntimeError("the machine is gone")
+        return scores(run, model)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the machine is gone"):
+        patch.setattr(validator, "_scores", failing)
+        run_train(cut, tmp_path, config=VALIDATED)
+    state = state_of(next(tmp_path.glob("train-*")))
+    assert (state.update, state.validated_update < at) == (at, True)
+    found = run_train(cut, tmp_path, config=VALIDATED)
+    assert found.manifest.counters["ledger"]["updates_again"] == 0
+    assert_bit_for_bit(found, validated)
 
 
 def test_a_run_continues_in_a_window_with_another_number_of_workers(
