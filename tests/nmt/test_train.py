@@ -28,6 +28,7 @@ from tests.nmt.toy_runs import (
     assert_same_updates,
     broken_off_at,
     final_weights,
+    recorded_losses,
     run_train,
 )
 
@@ -35,7 +36,7 @@ from tests.nmt.toy_runs import (
 @pytest.fixture(scope="module", autouse=True)
 def one_ray(toy: ToyStages) -> Iterator[None]:
     """Have one Ray for all runs of this module: it takes longer to start than they do to train."""
-    with ray_session(toy.ray, num_cpus=3):
+    with ray_session(toy.ray, num_cpus=4):
         yield
 
 
@@ -98,11 +99,17 @@ def test_one_ray_worker_computes_what_one_process_without_ray_does(
 
 def test_two_workers_compute_the_same_updates(undisturbed: StageRun, undisturbed_pair: StageRun) -> None:
     assert_same_updates(undisturbed_pair, undisturbed)
+    assert recorded_losses(undisturbed_pair) == pytest.approx(recorded_losses(undisturbed), rel=1e-5)
     assert undisturbed_pair.manifest.counters["num_workers"] == 2
 
 
-def test_three_workers_compute_the_same_updates(toy: ToyStages, undisturbed: StageRun, tmp_path: Path) -> None:
-    assert_same_updates(run_train(toy, tmp_path, workers=3), undisturbed)
+@pytest.mark.parametrize("workers", [3, 4])
+def test_more_workers_compute_the_same_updates(
+    toy: ToyStages, undisturbed: StageRun, tmp_path: Path, workers: int
+) -> None:
+    found = run_train(toy, tmp_path, workers=workers)
+    assert_same_updates(found, undisturbed)
+    assert recorded_losses(found) == pytest.approx(recorded_losses(undisturbed), rel=1e-5)
 
 
 # Augmentation, sampled pieces and weights: what rows become is decided on each worker by itself.

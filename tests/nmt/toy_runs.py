@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nmt.checkpoint import training_checkpoints
+from nmt.checkpoint import load_config, read_state, training_checkpoints
 from nmt.config import RayConfig, TrainConfig
 from nmt.model.recurrent_config import RecurrentConfig
 from nmt.train import train
@@ -184,11 +184,37 @@ def assert_same_updates(found: StageRun, expected: StageRun) -> None:
 
 
 def assert_bit_for_bit(found: StageRun, expected: StageRun) -> None:
-    """Hold a run's weights and record against those of a run that nothing disturbed, of as many workers."""
-    weights = final_weights(found)
-    assert all(torch.equal(weights[name], tensor) for name, tensor in final_weights(expected).items())
+    """Hold all that a run has learned and recorded against a run that nothing disturbed, of as many workers.
 
-    def updates(run: StageRun) -> list[tuple[str, int]]:
-        return [(record["kind"], record["update"]) for record in read_metrics(run.folder / "metrics.jsonl")]
+    Not what time has measured; and of the lines of training what is of their update alone: a line behind a restart has
+    the loss of the updates since the checkpoint.
+    """
+    folders = [training_checkpoints(run.folder / "checkpoints")[-1] for run in (found, expected)]
+    for one, other in (folders, [run.folder / "best" for run in (found, expected)]):
+        files = sorted(path.name for path in other.glob("*.safetensors"))
+        assert sorted(path.name for path in one.glob("*.safetensors")) == files
+        for file in files:
+            tensors, expected_tensors = load_file(one / file), load_file(other / file)
+            assert tensors.keys() == expected_tensors.keys()
+            assert all(torch.equal(tensors[name], tensor) for name, tensor in expected_tensors.items()), file
+        assert load_config(one) == load_config(other)
+    states = [read_state(folder).model_dump(exclude={"seconds", "spent"}) for folder in folders]
+    assert states[0] == states[1]
+    assert untimed_records(found) == untimed_records(expected)
 
-    assert updates(found) == updates(expected)
+
+def untimed_records(run: StageRun) -> list[dict[str, Any]]:
+    """Return the record of a run in its order: validations without what time has measured, updates with a few names."""
+    of_update = ("kind", "update", "epoch", "learning_rate", "gradient_norm", "total_updates", "epoch_rows")
+    timed = ("time", "seconds", "loss_seconds", "search_seconds")
+    return [
+        {name: value for name, value in record.items() if name not in timed}
+        if record["kind"] == "validation"
+        else {name: record[name] for name in of_update}
+        for record in read_metrics(run.folder / "metrics.jsonl")
+    ]
+
+
+def recorded_losses(run: StageRun) -> list[float]:
+    """Return the loss of each line of training."""
+    return [record["loss"] for record in read_metrics(run.folder / "metrics.jsonl") if record["kind"] == "train"]

@@ -390,30 +390,50 @@ def test_any_number_of_workers_makes_the_same_updates_and_leaves_out_and_splits_
     assert_same_updates(workers, alone)
 
 
+# Real processes
+
+
+TABLES: dict[str, ModelTable] = {
+    "transformer": SMALL,
+    "recurrent": RecurrentConfig(embedding_dim=6, hidden_dim=8, dropout=0.3),
+}
 _WORKER = """
 import sys
 import torch
 from safetensors.torch import save_file
 import nmt.training.step as step_module
-from tests.nmt.training.test_step import SMALL, everything, five_updates, hindered
-rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
-step_module.objective = hindered(rank, size)
-found = five_updates(everything(SMALL), rank, size)
-figures = torch.tensor([tuple(map(float, figures)) for figures in found.figures], dtype=torch.float64)
-save_file(found.values | {"figures": figures}, f"{folder}/{rank}.safetensors")
+from tests.nmt.training.test_step import TABLES, everything, five_updates, hindered
+rank, folder = int(sys.argv[1]), sys.argv[2]
+for size in range(max(2, rank + 1), 5):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store-{size}", rank=rank, world_size=size)
+    step_module.objective = hindered(rank, size)
+    for name, table in TABLES.items():
+        found = five_updates(everything(table), rank, size)
+        figures = torch.tensor([tuple(map(float, figures)) for figures in found.figures], dtype=torch.float64)
+        save_file(found.values | {"figures": figures}, f"{folder}/{name}-{size}-{rank}.safetensors")
+    torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
-def test_two_processes_do_what_the_threads_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    processes = [subprocess.Popen([sys.executable, "-c", _WORKER, str(rank), "2", str(tmp_path)]) for rank in range(2)]
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two, three and four processes have done, which gloo sums over: four of them, one group after the other."""
+    folder = tmp_path_factory.mktemp("processes")
+    found = [subprocess.Popen([sys.executable, "-c", _WORKER, str(rank), str(folder)]) for rank in range(4)]
+    assert [process.wait(timeout=180) for process in found] == [0, 0, 0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("name", TABLES)
+def test_processes_make_the_same_updates_as_one_and_leave_out_and_split_alike(
+    processes: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
     monkeypatch.setattr(step_module, "objective", hindered(0, 1))
-    alone = five_updates(everything(SMALL), 0, 1)
-    assert [process.wait(timeout=180) for process in processes] == [0, 0]
+    alone = five_updates(everything(TABLES[name]), 0, 1)
     workers = []
-    for rank in range(2):
-        values = load_file(tmp_path / f"{rank}.safetensors")
+    for rank in range(size):
+        values = load_file(processes / f"{name}-{size}-{rank}.safetensors")
         figures = [UpdateFigures(*found[:3], bool(found[3]), int(found[4])) for found in values.pop("figures").tolist()]
         workers.append(Worker(figures, values))
     assert_same_updates(workers, alone)
