@@ -142,17 +142,16 @@ def test_a_run_of_several_workers_whose_driver_is_killed_continues_bit_for_bit(
     assert_bit_for_bit(run_train(toy, tmp_path, workers=2), undisturbed_pair)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["RayTrainWorker", "TrainController"])
+@pytest.mark.parametrize("name", ["RayTrainWorker", pytest.param("TrainController", marks=pytest.mark.slow)])
 def test_a_killed_worker_or_controller_is_replaced_and_the_weights_are_the_same_bit_for_bit(
-    toy: ToyStages, undisturbed_pair: StageRun, tmp_path: Path, name: str
+    toy: ToyStages, undisturbed_slow_pair: StageRun, tmp_path: Path, name: str
 ) -> None:
-    driver = Driver(toy, tmp_path, workers=2)
+    driver = Driver(toy, tmp_path, workers=2, config=SLOW)
     driver.until_checkpoint()
     processes = driver.processes(name)
     assert len(processes) == (2 if name == "RayTrainWorker" else 1)
     os.kill(processes[-1], signal.SIGKILL)
-    assert_bit_for_bit(driver.finished(), undisturbed_pair)
+    assert_bit_for_bit(driver.finished(), undisturbed_slow_pair)
     assert len(read_workers(driver.folder)) == 2  # there was a second start
 
 
@@ -240,7 +239,6 @@ def _updates_recorded(folder: Path) -> int:
     )
 
 
-@pytest.mark.slow
 def test_sigterm_of_the_driver_has_all_workers_save_and_leave(
     toy: ToyStages, undisturbed_slow_pair: StageRun, tmp_path: Path
 ) -> None:
