@@ -101,10 +101,10 @@ class Saver:
 
     def restate(self, state: TrainState, config: CheckpointConfig) -> None:
         """Have the checkpoint that was saved last, of the same update, written with another state: no tensor is."""
-        self._wait_for("training")
-        folder = training_folder(self._folder, state.update)
+        before, folder = self._writing["training"], training_folder(self._folder, state.update)
 
         def write() -> None:
+            before.result()  # there is one thread: it is written, or has failed
             write_tables(folder, {CONFIG_JSON: config, STATE_JSON: state}, self._placing)
             self._remove_old()
 

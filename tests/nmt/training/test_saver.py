@@ -194,6 +194,18 @@ def test_a_state_that_is_written_again_comes_behind_the_best_model_and_leaves_th
     assert checked_newest(tmp_path, continue_from_earlier=False) == tmp_path / "update-00000003"
 
 
+def test_a_state_that_is_written_again_waits_for_nothing_and_has_the_error_of_what_was_before_it(
+    tmp_path: Path, gate: Gate, model: Seq2Seq
+) -> None:
+    gate.error = OSError(28, "No space left on device")
+    saver = Saver(tmp_path, 2)
+    save_at(saver, model, update=3)
+    saver.restate(TrainState(update=3, validated_update=3), CONFIG)
+    gate.opened.set()
+    with pytest.raises(OSError, match="No space left"):
+        saver.wait()
+
+
 def test_a_worker_whose_folder_is_another_runs_by_now_renames_and_removes_nothing(
     tmp_path: Path, model: Seq2Seq
 ) -> None:
