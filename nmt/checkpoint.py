@@ -85,6 +85,7 @@ class TrainState(BaseModel):
     plateau_rate: float = 1.0  # what the schedule plateau multiplies the learning rate by
     plateau_validations: int = 0  # without a better one, since that was changed last
     spent: dict[str, float] = {}  # of these seconds: what they went to beside computing, see `training/record.py`
+    unrecorded: dict[str, float] = {}  # what is in no line of metrics.jsonl yet, see `training/record.py`
     stopped: str | None = None
 
     @model_validator(mode="before")

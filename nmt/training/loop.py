@@ -43,16 +43,18 @@ def train_loop(job: TrainJob, world: World, leaving: Callable[[], bool] | None =
     started = time.time()
     set_up_process(job, world.device)
     run = start(job, world, leaving)
-    with attempt(run, started), run.saver or nullcontext(), open_epochs(job) as epochs:
-        planned = run.state.total_updates or epochs.total_updates()
-        run.state = run.state.model_copy(update={"total_updates": planned})
-        record = Record(run.world, job.train.microbatches_per_update, run.state.spent)
-        total = min(planned, job.train.max_updates or planned)
-        _Training(run, epochs, record, total, time.monotonic() - run.state.seconds).go_on()
-    if run.beside is not None:
-        run.beside.close()
-    if run.metrics is not None:
-        run.metrics.close(finished=run.state.stopped is not None)
+    try:
+        with attempt(run, started), run.saver or nullcontext(), open_epochs(job) as epochs:
+            planned = run.state.total_updates or epochs.total_updates()
+            run.state = run.state.model_copy(update={"total_updates": planned})
+            record = Record(run.world, job.train.microbatches_per_update, run.state.spent, run.state.unrecorded)
+            total = min(planned, job.train.max_updates or planned)
+            _Training(run, epochs, record, total, time.monotonic() - run.state.seconds).go_on()
+    finally:
+        if run.beside is not None:
+            run.beside.close()
+        if run.metrics is not None:
+            run.metrics.close(finished=run.state.stopped is not None)
 
 
 @dataclass
@@ -99,15 +101,14 @@ class _Training:
                 self._update(window, update, mine)
                 flags = run.flat.raised()
                 if flags.leave:  # a validation that is due now is the first thing that is done when training continues
-                    save(run)
+                    self._save()
                     return False
                 self._settle()
                 if run.state.stopped is not None:
                     break
                 every = run.job.train.checkpoint_updates
                 if flags.save or (every is not None and run.state.update % every == 0):
-                    with self.record.spending("checkpoints"):
-                        save(run)
+                    self._save()
         return True
 
     def _update(self, window: Window, update: list[Rows], mine: list[tuple[int, MicroBatch]]) -> None:
@@ -137,25 +138,26 @@ class _Training:
         if ended and not window.last and run.state.stopped is None:
             run.state = run.state.model_copy(update={"window": run.state.window + 1, "updates_of_window": 0})
             if config.checkpoint_updates is None and config.checkpoint_minutes is None:  # else an epoch would have none
-                with self.record.spending("checkpoints"):
-                    save(run)
+                self._save()
             return
         if ended and window.last:
             begun = {"epoch": run.state.epoch + 1, "updates_of_epoch": 0, "window": 0, "updates_of_window": 0}
             run.state = run.state.model_copy(update=begun)
         self._settle()
-        run.state = run.state.model_copy(update=self._times())
-        with self.record.spending("checkpoints"):
-            save(run)
+        self._save()
 
     def _settle(self) -> None:
         """Do what is due of validations. Where training waits for it, what is learned is saved before."""
         if waits(self.run):
-            self.run.state = self.run.state.model_copy(update=self._times())
-            with self.record.spending("checkpoints"):
-                save(self.run)
+            self._save()
         with self.record.spending("validation"):
             settle(self.run)
+
+    def _save(self) -> None:
+        with self.record.spending("checkpoints"):
+            unrecorded = self.record.unrecorded()
+            self.run.state = self.run.state.model_copy(update={**self._times(), "unrecorded": unrecorded})
+            save(self.run)
 
     def _times(self) -> dict[str, Any]:
         return {"seconds": round(time.monotonic() - self.started, 3), "spent": dict(self.record.spent)}

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,18 @@ WAITING_SHARE = 0.25  # of the time: a worker that waits more for the others, or
 LEAST_GAIN = 0.6  # of what so many workers could gain: where they gain less it is said
 JUDGED_S = 10.0  # of the lines that are judged together, at the least: a few updates say nothing
 _GIB = 2**30
+
+
+@dataclass
+class _Sums:
+    """What the means of a line are of: sums over the updates since the last one, and the last finite norm."""
+
+    loss: float = 0.0
+    nll: float = 0.0
+    finite_tokens: float = 0
+    real: float = 0
+    padded: float = 0
+    gradient_norm: float | None = None
 
 
 class Share(NamedTuple):
@@ -73,25 +86,32 @@ class _Judged(NamedTuple):
 class Record:
     """Adds up updates until a line of metrics is made of them, and seconds over the whole run.
 
-    `microbatches` are those of a whole update; `spent` has the seconds that the kept part of the run went to.
+    `microbatches` are those of a whole update; `spent` has the seconds that the kept part of the run went to, and
+    `unrecorded` what was added before a checkpoint and is in no line yet.
     """
 
-    def __init__(self, world: World, microbatches: int, spent: Mapping[str, float]) -> None:
+    def __init__(
+        self, world: World, microbatches: int, spent: Mapping[str, float], unrecorded: Mapping[str, float] | None = None
+    ) -> None:
         self.spent: dict[str, float] = dict(spent)
         self._world, self._microbatches = world, microbatches
         self._hosts = _hosts(world)
         self._lines = 0
         self._unjudged = _Judged.nothing(world.size)
         self.restart()
+        self._of_means = _Sums(**(unrecorded or {}))
+
+    def unrecorded(self) -> dict[str, float]:
+        """Return what the next line's means are of so far, for `unrecorded` of another record; empty behind a line."""
+        return {name: value for name, value in asdict(self._of_means).items() if value}
 
     def restart(self) -> None:
         """Forget what was added since the last line."""
         self._started, self._cpu_started = time.monotonic(), time.thread_time()
         self._since: dict[str, float] = {}
         self._paused_cpu = 0.0
-        self._loss = self._nll = 0.0
-        self._tokens = self._finite_tokens = self._padded = self._real = self._updates = 0
-        self._gradient_norm: float | None = None
+        self._of_means = _Sums()
+        self._tokens = self._updates = 0
         self._computing = 0.0
         self._sums: list[float] = []
 
@@ -113,19 +133,20 @@ class Record:
 
     def add(self, window: Window, update: list[Rows], tokens: int, figures: UpdateFigures, clock: UpdateClock) -> None:
         """Add an update of so many target pieces. One that was left out, as it was not finite, has no loss."""
+        means = self._of_means
         if math.isfinite(figures.loss) and math.isfinite(figures.nll) and math.isfinite(figures.gradient_norm):
-            self._loss += figures.loss * tokens
-            self._nll += figures.nll * tokens
-            self._finite_tokens += tokens
-            self._gradient_norm = figures.gradient_norm
+            means.loss += figures.loss * tokens
+            means.nll += figures.nll * tokens
+            means.finite_tokens += tokens
+            means.gradient_norm = figures.gradient_norm
         self._tokens += tokens
         self._updates += 1
         self._computing += clock.computing
         self._sums.append(clock.summing)
         for rows in update:
             src, tgt = window.src_lengths[rows], window.tgt_lengths[rows]
-            self._real += int(src.sum() + tgt.sum())
-            self._padded += len(rows) * int(src.max() + tgt.max())
+            means.real += int(src.sum() + tgt.sum())
+            means.padded += len(rows) * int(src.max() + tgt.max())
 
     def line(self, state: TrainState, rate: float, total: int, window: Window) -> dict[str, Any]:
         """Return the record of training at `state`, and start anew. All workers call it at the same updates.
@@ -135,17 +156,18 @@ class Record:
         """
         shares = _gathered(self._share(), self._world)
         seconds = self._seconds(max(share.validation for share in shares))
+        means = self._of_means
         record: dict[str, Any] = {
             "kind": "train",
             "update": state.update,
             "epoch": state.epoch,
-            "loss": self._loss / self._finite_tokens if self._finite_tokens else None,
-            "perplexity": _perplexity(self._nll / self._finite_tokens) if self._finite_tokens else None,
+            "loss": means.loss / means.finite_tokens if means.finite_tokens else None,
+            "perplexity": _perplexity(means.nll / means.finite_tokens) if means.finite_tokens else None,
             "learning_rate": rate,
-            "gradient_norm": self._gradient_norm,
+            "gradient_norm": means.gradient_norm,
             "target_tokens_per_s": self._tokens / seconds,
             "target_tokens_per_update": self._tokens / self._updates,
-            "padding": 1.0 - self._real / self._padded,
+            "padding": 1.0 - means.real / means.padded,
             "total_updates": total,
             "epoch_rows": len(window.rows),
             "augmented_rows": len(window.made),

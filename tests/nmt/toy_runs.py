@@ -186,8 +186,7 @@ def assert_same_updates(found: StageRun, expected: StageRun) -> None:
 def assert_bit_for_bit(found: StageRun, expected: StageRun) -> None:
     """Hold all that a run has learned and recorded against a run that nothing disturbed, of as many workers.
 
-    Not what time has measured; and of the lines of training what is of their update alone: a line behind a restart has
-    the loss of the updates since the checkpoint.
+    Not what time has measured.
     """
     folders = [training_checkpoints(run.folder / "checkpoints")[-1] for run in (found, expected)]
     for one, other in (folders, [run.folder / "best" for run in (found, expected)]):
@@ -204,8 +203,9 @@ def assert_bit_for_bit(found: StageRun, expected: StageRun) -> None:
 
 
 def untimed_records(run: StageRun) -> list[dict[str, Any]]:
-    """Return the record of a run in its order: validations without what time has measured, updates with a few names."""
-    of_update = ("kind", "update", "epoch", "learning_rate", "gradient_norm", "total_updates", "epoch_rows")
+    """Return the record of a run in its order, without what time has measured."""
+    of_updates = ("kind", "update", "epoch", "learning_rate", "total_updates", "epoch_rows", "skipped_updates")
+    of_update = (*of_updates, "loss", "perplexity", "gradient_norm", "padding")
     timed = ("time", "seconds", "loss_seconds", "search_seconds")
     return [
         {name: value for name, value in record.items() if name not in timed}

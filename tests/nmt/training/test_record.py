@@ -249,6 +249,24 @@ def test_a_worker_that_waits_for_rows_is_named_and_a_single_one_too(now: Now) ->
     ]
 
 
+def test_a_line_behind_a_restart_has_the_means_of_all_its_updates(now: Now) -> None:
+    unbroken = Record(World(), 2, {})
+    assert unbroken.unrecorded() == {}
+    for loss, norm in ((2.0, 0.5), (math.nan, 3.0)):
+        add(unbroken, loss, loss / 2, 10, norm=norm)
+    restarted = Record(World(), 2, {}, json.loads(json.dumps(unbroken.unrecorded())))
+    for record in (unbroken, restarted):
+        add(record, math.nan, 1.0, 30)
+        add(record, 5.0, 4.0, 30, norm=0.25)
+    now.pass_by(2.0)
+    lines = [record.line(TrainState(update=20), 0.1, 50, WINDOW) for record in (unbroken, restarted)]
+    for name in ("loss", "perplexity", "padding", "gradient_norm"):
+        assert lines[0][name] == lines[1][name]
+    assert lines[0]["loss"] == (2.0 * 10 + 5.0 * 30) / 40
+    assert lines[1]["target_tokens_per_s"] == 30.0  # of its own time
+    assert restarted.unrecorded() == {}
+
+
 def test_a_line_says_how_long_the_rest_takes_at_the_pace_so_far(now: Now) -> None:
     record = Record(World(), 2, {})
     now.pass_by(1.0)
