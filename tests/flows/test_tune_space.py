@@ -177,7 +177,7 @@ def test_what_is_no_recipe_is_refused_by_key_and_value(space: dict[str, Any], wh
 
 def test_values_that_do_not_go_together_are_named_together() -> None:
     space = {"train.schedule": {"choice": ["noam"]}, "train.warmup_updates": {"choice": [4000, 0]}}
-    error = refused(space)
+    error = refused(space, tree_at(TREE, {"train.learning_rate": 1.0}))
     assert error.where == "tune.space"
     assert 'train.schedule = "noam", train.warmup_updates = 0 makes no recipe' in error.what
 
