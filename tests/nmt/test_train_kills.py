@@ -274,7 +274,8 @@ def test_a_second_sigterm_ends_the_run_at_once(toy: ToyStages, tmp_path: Path) -
     # A single update that goes on for longer than anybody would wait.
     config = SLOW.model_copy(update={"microbatch_tokens": 1, "microbatches_per_update": 10**6, "max_epochs": 1000})
     driver = Driver(toy, tmp_path, workers=2, config=config)
-    driver.until(lambda: any(driver.root.glob("train-*/workers.jsonl")))
+    # A whole line: before there is one the first signal would end the run.
+    driver.until(lambda: any(driver.root.glob("train-*")) and bool(read_workers(driver.folder)))
     driver.signal(signal.SIGTERM)
     driver.until(lambda: (driver.folder / STOP_FILE).exists())
     driver.signal(signal.SIGTERM)
