@@ -136,7 +136,7 @@ def _session(job: TrainJob, config: RayConfig) -> None:
 def waiting_told(config: RayConfig, has_begun: Callable[[], bool]) -> Iterator[None]:
     """Log every 30 s of a `with` block what the workers wait for and what there is, until training `has_begun`.
 
-    Ray waits for their places as long as it takes: a cluster may grow.
+    It is a warning where there is not enough. Ray waits for their places as long as it takes: a cluster may grow.
     """
     import ray
 
@@ -144,11 +144,13 @@ def waiting_told(config: RayConfig, has_begun: Callable[[], bool]) -> Iterator[N
 
     def tell() -> None:
         while not done.wait(WAITING_TOLD_EVERY_S) and not has_begun():
-            there = {name: ray.cluster_resources().get(name, 0.0) for name in worker_resources(config)}
-            log.warning(
+            number, each = config.min_workers or config.num_workers, worker_resources(config)
+            there = {name: ray.cluster_resources().get(name, 0.0) for name in each}
+            log.log(
+                logging.WARNING if any(there[name] < number * each[name] for name in each) else logging.INFO,
                 "training has not begun: %d workers need %s each, and all of Ray has %s, some of it perhaps in use",
-                config.min_workers or config.num_workers,
-                _resources_line(worker_resources(config)),
+                number,
+                _resources_line(each),
                 _resources_line(there),
             )
 

@@ -146,7 +146,7 @@ def test_what_workers_wait_for_is_told_until_training_begins(
     monkeypatch.setattr("nmt.carrier.WAITING_TOLD_EVERY_S", 0.02)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "memory": 1e9})
     config = RayConfig(num_workers=8, use_gpu=True)
-    with caplog.at_level("WARNING"), waiting_told(config, lambda: len(caplog.messages) == 2):
+    with caplog.at_level("INFO"), waiting_told(config, lambda: len(caplog.messages) == 2):
         deadline = time.monotonic() + 30
         while len(caplog.messages) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -155,6 +155,11 @@ def test_what_workers_wait_for_is_told_until_training_begins(
         "training has not begun: 8 workers need 1 CPU, 1 GPU each, and all of Ray has 4 CPU, 0 GPU, some of it perhaps "
         "in use"
     ] * 2  # fmt: skip
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    caplog.clear()
+    with caplog.at_level("INFO"), waiting_told(RayConfig(num_workers=4), lambda: bool(caplog.messages)):
+        time.sleep(0.5)
+    assert {record.levelname for record in caplog.records} == {"INFO"}  # they are only slow to start
 
 
 def test_training_that_came_to_its_end_before_the_signal_did_is_finished(tmp_path: Path) -> None:
