@@ -155,8 +155,7 @@ def ledger(counters: Mapping[str, Any], prices: PricesConfig | None = None) -> R
     rows.append(["target pieces", f"{found['target_tokens']:,}"])
     rows.append(["target pieces per second", f"{found['target_tokens_per_s']:,.0f}"])
     rows += [[f"of the time: {_SPENT[name]}", percent(share)] for name, share in found["shares"].items()]
-    if prices is not None and (prices.worker_hour or prices.machine_hour):
-        cost = found["worker_hours"] * prices.worker_hour + found["wall_hours"] * prices.machine_hour
+    if prices is not None and (cost := prices.cost(found["worker_hours"], found["wall_hours"])) is not None:
         rows.append(["cost", f"{cost:,.2f} {prices.currency}"])
     elif "cost" in found:
         rows.append(["cost", f"{found['cost']:,.2f} {found['currency']}"])

@@ -21,7 +21,7 @@ from flows import summary
 from flows.config import Profile, Recipe, check_profile
 from flows.stages import plan, run_up_to, stages_read_by
 from nmt.architectures import build_model
-from nmt.batches import one_sided, target_tokens
+from nmt.batches import target_tokens
 from nmt.checkpoint import read_state, training_checkpoints
 from nmt.config import PricesConfig, TrackingConfig
 from nmt.model.flops import without_weights
@@ -30,11 +30,10 @@ from nmt.training.job import TrainJob
 from nmt.training.metrics import METRICS_FILE, read_metrics
 from nmt.training.progress import duration
 from nmt.training.run import open_epochs
-from nmt.training.validation import dev_batches
+from nmt.training.validation import dev_batches, dev_rows
 from pipelines.config import BeamConfig
 from pipelines.errors import InputError
 from pipelines.preview import sampled
-from pipelines.shards import ShardColumns, read_shards
 from pipelines.stage import StageRun, WouldRun, planning
 from pipelines.tokenizer import Tokenizer
 
@@ -197,15 +196,12 @@ def _tried(prepared: _Prepared, profile: Profile, folder: Path, *, use_ray: bool
     }
     planned = round((read_state(checkpoint).total_updates or UPDATES) * prepared.scale)
     beside = profile.ray.validation_workers if use_ray else 0
-    batches = dev_batches(_dev(given["encode"], recipe), recipe.train)
+    dev = dev_rows(given["encode"].folder / "shards", recipe.model_table().only_side())
+    batches = dev_batches(dev, recipe.train)
     scorers = 1 if beside else figures["num_workers"]
     busiest = max(sum(map(len, batches[rank::scorers])) for rank in range(scorers))
     tried = _Validation(validation[-1]["seconds"], busiest)
     return figures | _estimates(figures, prepared, profile.prices, planned, tried, beside=beside)
-
-
-def _dev(encoded: StageRun, recipe: Recipe) -> ShardColumns:
-    return one_sided(read_shards(encoded.folder / "shards" / "dev"), recipe.model_table().only_side())
 
 
 def _notes_of_windows(prepared: _Prepared, row_bytes: float) -> list[str]:
@@ -244,7 +240,7 @@ def _estimates(
     waits = 0.0 if beside else max(number, 1) * validation
     seconds = updates * per_update + waits
     hours = seconds / 3600
-    cost = hours * ((figures["num_workers"] + beside) * prices.worker_hour + prices.machine_hour)
+    cost = prices.cost(hours * (figures["num_workers"] + beside), hours)
     best = config.average_checkpoints + 1  # the best so far, and the folder best/
     found: dict[str, Any] = {
         "updates": updates,
@@ -255,7 +251,7 @@ def _estimates(
         "seconds": round(seconds, 1),
         "disk_bytes": config.keep_checkpoints * figures["checkpoint_bytes"] + best * figures["model_bytes"],
     }
-    return found | ({"cost": round(cost, 2), "currency": prices.currency} if cost else {})
+    return found | ({"cost": round(cost, 2), "currency": prices.currency} if cost is not None else {})
 
 
 def _planned(prepared: _Prepared, profile: Profile) -> dict[str, float]:

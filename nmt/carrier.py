@@ -24,6 +24,7 @@ from nmt.checkpoint import TrainState, read_state, training_checkpoints
 from nmt.config import RayConfig
 from nmt.loopback import loopback_config, loopback_variables
 from nmt.ray_session import is_on_the_loopback, ray_session
+from nmt.training.background import beside_block
 from nmt.training.beside import reserved
 from nmt.training.job import TrainJob
 from nmt.training.lease import LeaseLost
@@ -61,11 +62,11 @@ def train_under_ray(job: TrainJob, config: RayConfig) -> None:
         told.unlink()
     with workers_logged(Path(job.folder)), log_told(Path(job.folder)):
         while (state := newest_state(job)) is None or state.stopped is None:
-            begun_at = _saved_update(job)
+            begun_at = _saved_update(state)
             try:
                 _session(job, config)
             except (RayActorError, TrainingFailedError) as error:
-                has_died, went_on = isinstance(error, RayActorError), _saved_update(job) > begun_at
+                has_died, went_on = isinstance(error, RayActorError), _saved_update(newest_state(job)) > begun_at
                 failures = 1 if went_on else failures + 1
                 # Of its workers a session has made `max_failures` good by itself.
                 is_enough = failures > config.max_failures or not (has_died or went_on)
@@ -75,8 +76,7 @@ def train_under_ray(job: TrainJob, config: RayConfig) -> None:
                 log.warning("%s; training is started again from the newest checkpoint", what)
 
 
-def _saved_update(job: TrainJob) -> int:
-    state = newest_state(job)
+def _saved_update(state: TrainState | None) -> int:
     return 0 if state is None else state.update
 
 
@@ -105,7 +105,7 @@ def ending_by_signals(job: TrainJob, has_begun: Callable[[], bool] = lambda: Tru
 def _raise_stopped(job: TrainJob, request: StopRequest) -> None:
     state = newest_state(job)
     if state is None or state.stopped is None:
-        request.raise_stopped(0 if state is None else state.update)
+        request.raise_stopped(_saved_update(state))
 
 
 def _session(job: TrainJob, config: RayConfig) -> None:
@@ -140,11 +140,9 @@ def waiting_told(config: RayConfig, has_begun: Callable[[], bool]) -> Iterator[N
     """
     import ray
 
-    done = threading.Event()
-
-    def tell() -> None:
+    def tell(done: threading.Event) -> None:
         while not done.wait(WAITING_TOLD_EVERY_S) and not has_begun():
-            number, each = config.min_workers or config.num_workers, worker_resources(config)
+            number, each = config.min_workers or config.num_workers, config.worker_resources()
             there = {name: ray.cluster_resources().get(name, 0.0) for name in each}
             log.log(
                 logging.WARNING if any(there[name] < number * each[name] for name in each) else logging.INFO,
@@ -154,18 +152,8 @@ def waiting_told(config: RayConfig, has_begun: Callable[[], bool]) -> Iterator[N
                 _resources_line(there),
             )
 
-    thread = threading.Thread(target=tell, name="waiting", daemon=True)
-    thread.start()
-    try:
+    with beside_block("waiting", tell):
         yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def worker_resources(config: RayConfig) -> dict[str, float]:
-    """Return what Ray reserves for each worker of training."""
-    return {"CPU": float(config.threads_per_worker)} | ({"GPU": 1.0} if config.use_gpu else {})
 
 
 def _resources_line(resources: Mapping[str, float]) -> str:
@@ -207,7 +195,7 @@ def _fit(job: TrainJob, config: RayConfig) -> None:
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=config.use_gpu,
-            resources_per_worker=worker_resources(config),
+            resources_per_worker=config.worker_resources(),
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
         # A name of its own: Ray would silently take up an old run of the same name, where our checkpoints decide.

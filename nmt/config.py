@@ -254,6 +254,11 @@ class RayConfig(Table):
     max_failures: int = Field(default=3, ge=0)  # restarts of training's workers; attempts more at a translation shard
     object_store_memory_bytes: int = Field(default=200 * 2**20, ge=80 * 2**20)  # of a Ray of our own
 
+    def worker_resources(self) -> dict[str, float]:
+        """Return what Ray reserves for each worker, of training or of validation beside it."""
+        cpus: dict[str, float] = {"CPU": self.threads_per_worker}
+        return cpus | {"GPU": 1} if self.use_gpu else cpus
+
     @model_validator(mode="after")
     def _min_workers_fit(self) -> Self:
         if self.min_workers is not None and self.min_workers > self.num_workers:
@@ -275,3 +280,9 @@ class PricesConfig(Table):
     currency: str = "USD"
     worker_hour: float = Field(default=0.0, ge=0)  # of one worker, with its CPUs and GPU
     machine_hour: float = Field(default=0.0, ge=0)  # of the whole, whatever the workers do
+
+    def cost(self, worker_hours: float, wall_hours: float) -> float | None:
+        """Return what so many hours of all workers together, and of the clock, cost; None where no price is stated."""
+        if not (self.worker_hour or self.machine_hour):
+            return None
+        return worker_hours * self.worker_hour + wall_hours * self.machine_hour

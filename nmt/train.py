@@ -20,7 +20,6 @@ from typing import Any
 
 from nmt.alignments import alignments_folder, guiding_inputs
 from nmt.architectures import build_model
-from nmt.batches import one_sided
 from nmt.carrier import ending_by_signals, train_under_ray
 from nmt.checkpoint import load_config, load_model, read_state, save_model, training_checkpoints
 from nmt.compilation import check_arithmetic
@@ -63,11 +62,11 @@ from nmt.training.run import open_epochs
 from nmt.training.saver import checked_newest
 from nmt.training.step import World
 from nmt.training.tracking import check_tracking
-from nmt.training.validation import check_dev, describe_dev
+from nmt.training.validation import check_dev, describe_dev, dev_rows
 from nmt.training.workers import num_workers
 from pipelines.config import AugmentConfig
 from pipelines.files import sha256_of
-from pipelines.shards import read_parts, read_shards
+from pipelines.shards import read_parts
 from pipelines.stage import StageResult, StageRun, run_stage
 from pipelines.tokenizer import Tokenizer
 
@@ -235,7 +234,7 @@ def _finished(job: TrainJob, rows: RowCounts, num_workers: int, prices: PricesCo
         "stopped": state.stopped,
     }
     if (side := job.model.only_side()) is not None:
-        scored = one_sided(read_shards(Path(job.shards) / "dev"), side)
+        scored = dev_rows(Path(job.shards), side)
         counters |= describe_dev(dev["loss"], scored, Path(job.references), side)
     if (folder / COVERAGE_FILE).exists():
         counters["embedding_coverage"] = {table: found.model_dump() for table, found in read_coverage(folder).items()}

@@ -109,7 +109,7 @@ def reserved(config: RayConfig) -> Iterator[BesideConfig | None]:
         return
     import ray
 
-    place = {"CPU": config.threads_per_worker} | ({"GPU": 1} if config.use_gpu else {})
+    place = config.worker_resources()
     name = f"validation-{uuid.uuid4().hex}"
     places = ray.util.placement_group([place] * config.validation_workers, strategy="PACK", name=name)
     try:

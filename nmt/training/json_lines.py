@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nmt.training.background import beside_block
 from pipelines.errors import InputError
 
 _LOOK_EVERY_S = 0.5
@@ -80,22 +81,16 @@ class Follower:
 @contextlib.contextmanager
 def followed(follower: Follower, tell: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Tell of each new line, from a thread, within a `with` block; of the last ones at its end."""
-    done = threading.Event()
 
-    def follow() -> None:
+    def follow(done: threading.Event) -> None:
         finished = False
         while not finished:
             finished = done.wait(_LOOK_EVERY_S)
             for line in follower.look():
                 tell(line)
 
-    thread = threading.Thread(target=follow, name="follower", daemon=True)
-    thread.start()
-    try:
+    with beside_block("follower", follow):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _whole(data: bytes) -> bytes:

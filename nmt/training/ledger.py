@@ -105,8 +105,8 @@ def ledger(folder: Path, state: TrainState, prices: PricesConfig) -> dict[str, A
     for name in ("memory_gib", "gpu_memory_gib"):
         if known := [value for entry in attempts if (value := getattr(entry, name)) is not None]:
             figures[name] = max(known)
-    if prices.worker_hour or prices.machine_hour:
-        figures["cost"] = round(workers * prices.worker_hour + wall * prices.machine_hour, 2)
+    if (cost := prices.cost(workers, wall)) is not None:
+        figures["cost"] = round(cost, 2)
         figures["currency"] = prices.currency
     return figures
 

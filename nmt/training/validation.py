@@ -68,8 +68,13 @@ def read_dev(job: TrainJob, tokenizer: Tokenizer) -> tuple[ShardColumns, list[st
 
     Raises InputError when the shards belong to another tokeniser.
     """
-    dev = one_sided(read_shards(Path(job.shards) / "dev", tokenizer.digest), job.model.only_side())
+    dev = dev_rows(Path(job.shards), job.model.only_side(), tokenizer.digest)
     return dev, _references(Path(job.references), dev) if job.model.has_source else []
+
+
+def dev_rows(shards: Path, side: Side | None, tokenizer_digest: str | None = None) -> ShardColumns:
+    """Return the rows of dev, of a language model its side alone. Raises InputError as `read_shards` does."""
+    return one_sided(read_shards(shards / "dev", tokenizer_digest), side)
 
 
 def score_model(
@@ -116,28 +121,19 @@ def score_rows(
         number: _score_batch(model, shards, batches[number], config, world.device)
         for number in range(world.rank, len(batches), world.size)
     }
-    losses = {number: batch.nll for number, batch in mine.items()}
-    found = {row: ids for batch in mine.values() for row, ids in batch.translations.items()}
-    shares: list[Any] = [
-        (
-            losses,
-            found,
-            sum(batch.loss_seconds for batch in mine.values()),
-            sum(batch.search_seconds for batch in mine.values()),
-        )
-    ]
+    shares = [mine]
     if world.size > 1:
-        own, shares = shares[0], [None] * world.size
-        dist.all_gather_object(shares, own)
-    every_loss = {number: nll for share in shares for number, nll in share[0].items()}
-    every_row = {row: ids for share in shares for row, ids in share[1].items()}
-    nll = sum(every_loss[number] for number in range(len(batches)))
-    translations = [every_row[row] for row in range(len(shards))] if model.config.has_source else []
+        shares = [{}] * world.size
+        dist.all_gather_object(shares, mine)
+    scored = {number: batch for share in shares for number, batch in share.items()}
+    found = {row: ids for batch in scored.values() for row, ids in batch.translations.items()}
+    nll = sum(scored[number].nll for number in range(len(batches)))
+    translations = [found[row] for row in range(len(shards))] if model.config.has_source else []
     return RowScores(
         loss=nll / int(shards.tgt_lengths().sum()),
         translations=tokenizer.decode_target(translations),
-        loss_seconds=max(share[2] for share in shares),
-        search_seconds=max(share[3] for share in shares),
+        loss_seconds=max(sum(batch.loss_seconds for batch in share.values()) for share in shares),
+        search_seconds=max(sum(batch.search_seconds for batch in share.values()) for share in shares),
     )
 
 
@@ -197,7 +193,7 @@ def check_dev(job: TrainJob, tokenizer: Tokenizer) -> None:
     bound = job.model.most_pieces()
     if bound is None:
         return
-    dev = one_sided(read_shards(Path(job.shards) / "dev", tokenizer.digest), job.model.only_side())
+    dev = dev_rows(Path(job.shards), job.model.only_side(), tokenizer.digest)
     source, target = (int(lengths.max(initial=0)) for lengths in (dev.src_lengths(), dev.tgt_lengths()))
     longest = max(target, max_target_pieces(_decoding(job.train), source) if job.model.has_source else 0)
     if longest > bound:
